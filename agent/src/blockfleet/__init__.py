@@ -1,0 +1,1 @@
+"""Blockfleet: declared iSCSI storage for Linux hosts."""

@@ -1,0 +1,1 @@
+"""blockfleetd: the composition root of the control plane."""

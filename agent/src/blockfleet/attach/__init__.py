@@ -1,0 +1,1 @@
+"""How a volume's NBD socket becomes what its user asked for."""

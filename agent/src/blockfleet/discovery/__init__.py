@@ -1,0 +1,1 @@
+"""Finding targets: SendTargets and static configuration."""

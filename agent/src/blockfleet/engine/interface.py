@@ -1,0 +1,256 @@
+"""The waist between the control plane and whatever moves data: specifications in, states out.
+
+A second kind of engine (the kernel's initiator) fits behind :class:`Engine`; nothing above this module may
+know which kind it talks to.  Everything here is plain data that crosses the control socket as JSON.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from blockfleet.model.desired import LoginOptions, Policy
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+def session_key(target: str, portal: str, interface: str = "") -> str:
+    """Name a path's session: the identity (target, portal address, port, interface) as one text."""
+    return f"{target}@{portal}" + (f"%{interface}" if interface else "")
+
+
+class Credentials(_Wire):
+    """CHAP credentials in the form that the engine keeps in memory only.
+
+    ``fingerprint`` is the agent's keyed digest of all of it: the engine echoes it in :class:`SessionState`, so
+    that the agent can tell whether a session runs on the credentials it should.
+    """
+
+    user: str
+    secret: SecretStr
+    mutual_user: str | None = None
+    mutual_secret: SecretStr | None = None
+    algorithms: tuple[str, ...] = ("sha3-256", "sha256", "sha1", "md5")
+    fingerprint: str = ""
+
+
+class InitiatorSpec(_Wire):
+    """Who the engine says it is."""
+
+    name: str
+    alias: str = ""
+
+
+class SessionSpec(_Wire):
+    """One session that shall exist: a path from this host to a portal of a target."""
+
+    key: str
+    target: str
+    portal: str
+    isid: str
+    """Twelve hexadecimal digits, persisted by the agent: the same for this path for ever (RFC 3720 9.1.1)."""
+    credentials: Credentials | None = None
+    options: LoginOptions = LoginOptions()
+
+
+class DiscoverySpec(_Wire):
+    """One SendTargets=All discovery."""
+
+    portal: str
+    credentials: Credentials | None = None
+    timeout: float = 10.0
+
+
+class DiscoveredPortal(_Wire):
+    """One line of a discovery's answer."""
+
+    target: str
+    portal: str
+    tag: int | None = None
+
+
+class VolumeSpec(_Wire):
+    """One volume that shall be served.
+
+    Every session of ``targets`` that shows a logical unit with ``identity`` becomes a path, after its identity,
+    size and block size were checked.
+    """
+
+    name: str
+    identity: str
+    targets: tuple[str, ...]
+    policy: Policy = Policy.FAIL_OVER_ONLY
+    read_only: bool = False
+
+
+class Fault(_Wire):
+    """Why something is not as it should be: stable code and name, text for people."""
+
+    code: int
+    name: str
+    message: str
+
+
+class LogicalUnit(_Wire):
+    """A logical unit as one session shows it."""
+
+    lun: int
+    device_type: int
+    """SPC-4 peripheral device type: 0 is a disk."""
+    vendor: str = ""
+    product: str = ""
+    revision: str = ""
+    serial: str = ""
+    identity: str = ""
+    """Strongest VPD 83h designator with logical unit association; empty where the unit shows none."""
+    identity_is_weak: bool = False
+    """A designator that is known not to be unique: such units merge only within one target."""
+    size: int = 0
+    block_size: int = 0
+    read_only: bool = False
+    fault: Fault | None = None
+
+
+class SessionPhase(enum.StrEnum):
+    """Where a session is in its life."""
+
+    CONNECTING = "connecting"
+    """First login, not there yet; retried with back-off."""
+    LOGGED_IN = "logged_in"
+    RECOVERING = "recovering"
+    """It was logged in and is coming back by reinstatement."""
+    FAILED = "failed"
+    """Login was refused in a way that the same login will not change (authentication, not found)."""
+    CLOSING = "closing"
+
+
+class SessionState(_Wire):
+    """What a session is doing."""
+
+    key: str
+    target: str
+    portal: str
+    phase: SessionPhase
+    isid: str
+    tsih: int = 0
+    tag: int | None = None
+    credentials_fingerprint: str = ""
+    options: LoginOptions = LoginOptions()
+    """The options that this session's next login uses."""
+    relogin_pending: bool = False
+    """Newer credentials or options wait for the next login."""
+    negotiated: dict[str, str] = {}
+    logins: int = 0
+    """How often it has logged in since it was opened."""
+    units: tuple[LogicalUnit, ...] = ()
+    fault: Fault | None = None
+    counters: dict[str, int] = {}
+
+
+class PathPhase(enum.StrEnum):
+    """State of a path to a logical unit."""
+
+    ACTIVE = "active"
+    STANDBY = "standby"
+    FAILED = "failed"
+    FENCING = "fencing"
+    MISMATCH = "identity_mismatch"
+
+
+class PathState(_Wire):
+    """One path of a volume."""
+
+    session: str
+    lun: int
+    phase: PathPhase
+    preferred: bool = False
+    counters: dict[str, int] = {}
+
+
+class VolumeState(_Wire):
+    """What a volume is doing."""
+
+    name: str
+    identity: str
+    targets: tuple[str, ...] = ()
+    size: int = 0
+    block_size: int = 0
+    policy: Policy
+    read_only: bool = False
+    phase: Literal["online", "degraded", "queueing", "failed"] = "online"
+    socket: str = ""
+    clients: int = 0
+    paths: tuple[PathState, ...] = ()
+    counters: dict[str, int] = {}
+    fault: Fault | None = None
+
+
+class EngineState(_Wire):
+    """Everything an engine does."""
+
+    instance: str
+    """Changes whenever the engine starts anew."""
+    version: str
+    pid: int = 0
+    initiator: InitiatorSpec | None = None
+    sessions: tuple[SessionState, ...] = ()
+    volumes: tuple[VolumeState, ...] = ()
+
+
+class EngineEvent(_Wire):
+    """Something that happened; numbers up to 121 are those of the Microsoft guide where it has the event."""
+
+    sequence: int
+    time: float
+    """Seconds since the epoch."""
+    number: int
+    name: str
+    severity: Literal["info", "warning", "error"] = "info"
+    subject: str
+    message: str
+    details: dict[str, str] = Field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """What the control plane may ask of a data plane.
+
+    Every call raises :class:`~blockfleet.model.errors.BlockfleetError`; none leaves anything half done.
+    """
+
+    async def observe(self) -> EngineState:
+        """Return the present state."""
+
+    async def configure(self, initiator: InitiatorSpec) -> None:
+        """Set the initiator's name; refused while sessions under another name exist."""
+
+    async def discover(self, spec: DiscoverySpec) -> tuple[DiscoveredPortal, ...]:
+        """Run one discovery session; bounded by ``spec.timeout``."""
+
+    async def open_session(self, spec: SessionSpec) -> SessionState:
+        """Start a session and keep it; returns at once, the login goes on and is seen by ``observe``.
+
+        For a key that exists, the new credentials and options are taken for the next login.
+        """
+
+    async def relogin(self, key: str) -> None:
+        """Log a session out and in again, with its newest credentials and options."""
+
+    async def close_session(self, key: str) -> None:
+        """Log out and forget; closing what is not there is no error.  The caller has checked who uses it."""
+
+    async def rescan(self, key: str) -> SessionState:
+        """Ask a session again for its logical units."""
+
+    async def publish(self, spec: VolumeSpec) -> VolumeState:
+        """Serve a volume, or change the policy of one that is served."""
+
+    async def withdraw(self, name: str) -> None:
+        """Stop serving a volume and end its clients' connections."""
+
+    def events(self, after: int = 0) -> AsyncIterator[EngineEvent]:
+        """Yield events with a sequence above ``after``, the kept ones first, then as they happen."""

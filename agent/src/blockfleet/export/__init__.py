@@ -1,0 +1,1 @@
+"""The NBD server: one Unix socket a volume."""

@@ -1,0 +1,1 @@
+"""The iSCSI initiator protocol (RFC 3720), without I/O: bytes and `now` in; bytes, events and a deadline out."""

@@ -1,0 +1,1 @@
+"""What a host shall have, what it has, and the errors and events that tell of the difference."""

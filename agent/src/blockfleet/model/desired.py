@@ -1,0 +1,262 @@
+"""The desired state of one host: the document that modules, drop-in files and the command line write.
+
+Every field is checked before anything changes.  Parts that are left out are ``None`` and mean "nobody has
+declared this"; what that amounts to is the planner's business, not the document's.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+
+from blockfleet.model import names
+from blockfleet.model.portal import Portal
+
+DOCUMENT_VERSION = 1
+"""Newest version of the document that this agent reads."""
+
+MINIMUM_SECRET = 12
+"""Bytes of a CHAP secret without IPsec: 96 bits (RFC 3720 8.2.1)."""
+
+MAXIMUM_SECRET = 255
+
+_VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_IDENTITY = re.compile(r"(naa|eui|t10|uuid|scsi-name)\.[\x21-\x7e]{1,255}")
+
+
+def _portal_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("write a portal as text: host, host:port or [IPv6]:port")
+    return str(Portal.parse(value))
+
+
+def _volume_name(value: str) -> str:
+    if not _VOLUME_NAME.fullmatch(value):
+        raise ValueError(
+            "a volume name has 1 to 64 letters, digits, '.', '_' or '-' and starts with a letter or digit"
+        )
+    return value
+
+
+def _identity(value: str) -> str:
+    if not _IDENTITY.fullmatch(value):
+        raise ValueError(
+            "an identity is naa., eui., t10., uuid. or scsi-name. and the designator, as 'volumes' shows it"
+        )
+    return value
+
+
+def _unique(what: str, values: list[str]) -> None:
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{what}: {value} appears twice; remove one")
+        seen.add(value)
+
+
+TargetName = Annotated[str, AfterValidator(names.normalise)]
+PortalText = Annotated[str, BeforeValidator(_portal_text)]
+"""A portal in its canonical text form; :meth:`Portal.parse` reads it back."""
+VolumeName = Annotated[str, AfterValidator(_volume_name)]
+Identity = Annotated[str, AfterValidator(_identity)]
+
+
+class Policy(enum.StrEnum):
+    """How I/O is spread over the paths of a volume (Microsoft guide, "Load Balance Policies")."""
+
+    FAIL_OVER_ONLY = "fail_over_only"
+    ROUND_ROBIN = "round_robin"
+
+
+class ChapAlgorithm(enum.StrEnum):
+    """CHAP digests by their usual names, strongest first (IANA PPP numbers 8, 7, 6 and 5)."""
+
+    SHA3_256 = "sha3-256"
+    SHA256 = "sha256"
+    SHA1 = "sha1"
+    MD5 = "md5"
+
+
+class Lifetime(enum.StrEnum):
+    """How long a login is wanted."""
+
+    PERSISTENT = "persistent"
+    BOOT = "boot"
+    """Until the host restarts."""
+
+
+class Attachment(enum.StrEnum):
+    """What a volume's NBD socket is made into."""
+
+    SOCKET = "socket"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Chap(_Part):
+    """Credentials of one direction or both (RFC 3720 11.1.4).
+
+    ``user``/``secret`` prove the host to the target; ``mutual_user``/``mutual_secret`` prove the target to the
+    host.  ``mutual_user`` is the name the target must show; ``None`` accepts any.
+    """
+
+    user: str = Field(min_length=1, max_length=255)
+    secret: SecretStr
+    mutual_user: str | None = Field(default=None, min_length=1, max_length=255)
+    mutual_secret: SecretStr | None = None
+    algorithms: tuple[ChapAlgorithm, ...] = Field(default=tuple(ChapAlgorithm), min_length=1)
+    allow_weak_secret: bool = False
+
+    @field_validator("secret", "mutual_secret")
+    @classmethod
+    def _length_cap(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not 1 <= len(value.get_secret_value().encode()) <= MAXIMUM_SECRET:
+            raise ValueError(f"a CHAP secret has 1 to {MAXIMUM_SECRET} bytes")
+        return value
+
+    @model_validator(mode="after")
+    def _rules(self) -> Chap:
+        for field, value in (("secret", self.secret), ("mutual_secret", self.mutual_secret)):
+            if value is None or self.allow_weak_secret:
+                continue
+            if len(value.get_secret_value().encode()) < MINIMUM_SECRET:
+                raise ValueError(
+                    f"{field} is shorter than {MINIMUM_SECRET} bytes (RFC 3720 8.2.1): use a longer one,"
+                    " or set allow_weak_secret where the network is protected by IPsec"
+                )
+        if self.mutual_secret is not None and self.mutual_secret == self.secret:
+            raise ValueError("mutual_secret must differ from secret (RFC 3720 8.2.1)")
+        if self.mutual_user is not None and self.mutual_secret is None:
+            raise ValueError("mutual_user without mutual_secret: give both or neither")
+        return self
+
+
+class LoginOptions(_Part):
+    """What the host offers in negotiation and how patient it is; the target may lower it."""
+
+    header_digest: tuple[Literal["crc32c", "none"], ...] = Field(default=("none", "crc32c"), min_length=1)
+    data_digest: tuple[Literal["crc32c", "none"], ...] = Field(default=("none", "crc32c"), min_length=1)
+    login_timeout: float = Field(default=10.0, gt=0, le=600)
+    noop_interval: float = Field(default=5.0, ge=0, le=3600)
+    """Seconds of silence before a ping; 0 turns pings off."""
+    noop_timeout: float = Field(default=5.0, gt=0, le=3600)
+    replacement_timeout: float = Field(default=120.0, ge=0, le=86400)
+    """Seconds that I/O waits for a lost session before it is failed."""
+
+
+class DiscoveryPortal(_Part):
+    """A portal that is asked with SendTargets."""
+
+    portal: PortalText
+    chap: Chap | None = None
+
+
+class StaticTarget(_Part):
+    """A target that is known without asking anyone."""
+
+    target: TargetName
+    portals: tuple[PortalText, ...] = Field(min_length=1)
+
+
+class Discovery(_Part):
+    """Where targets are learned from."""
+
+    portals: tuple[DiscoveryPortal, ...] = ()
+    static: tuple[StaticTarget, ...] = ()
+
+    @model_validator(mode="after")
+    def _no_duplicates(self) -> Discovery:
+        _unique("discovery.portals", [p.portal for p in self.portals])
+        _unique("discovery.static", [s.target for s in self.static])
+        for entry in self.static:
+            _unique(f"portals of {entry.target}", list(entry.portals))
+        return self
+
+
+class Target(_Part):
+    """What is wanted of one target: sessions (``portals``), credentials, login options, policy."""
+
+    name: TargetName
+    portals: Literal["all"] | tuple[PortalText, ...] | None = None
+    """``all`` that discovery shows, a list, or ``None`` for no sessions."""
+    chap: Chap | None = None
+    login: LoginOptions | None = None
+    lifetime: Lifetime | None = None
+    policy: Policy | None = None
+    min_paths: int | None = Field(default=None, ge=1, le=64)
+    """How many sessions must be logged in for the target to count as ready; ``None`` means all of them."""
+
+    @model_validator(mode="after")
+    def _portals(self) -> Target:
+        if isinstance(self.portals, tuple):
+            if not self.portals:
+                raise ValueError(f"portals of {self.name} is empty: list portals, or write 'all'")
+            _unique(f"portals of {self.name}", list(self.portals))
+            if self.min_paths is not None and self.min_paths > len(self.portals):
+                raise ValueError(
+                    f"min_paths of {self.name} is {self.min_paths} but it lists {len(self.portals)} portals"
+                )
+        return self
+
+
+class Volume(_Part):
+    """A logical unit under a name of the user's, served while it is declared."""
+
+    name: VolumeName
+    target: TargetName
+    lun: int | None = Field(default=None, ge=0, le=16383)
+    identity: Identity | None = None
+    """VPD 83h identity; once bound, the agent holds the volume to it whatever the LUN says."""
+    policy: Policy | None = None
+    read_only: bool = False
+    attach: Attachment = Attachment.SOCKET
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Volume:
+        if self.lun is None and self.identity is None:
+            raise ValueError(f"volume {self.name} names no logical unit: give lun or identity")
+        return self
+
+
+class Initiator(_Part):
+    """Who this host is."""
+
+    name: TargetName | None = None
+    alias: str | None = Field(default=None, max_length=255)
+
+
+class Document(_Part):
+    """The whole desired state of a host."""
+
+    version: Literal[1] = 1
+    initiator: Initiator = Initiator()
+    discovery: Discovery = Discovery()
+    policy: Policy = Policy.FAIL_OVER_ONLY
+    """Default for volumes whose target declares none."""
+    targets: tuple[Target, ...] = ()
+    volumes: tuple[Volume, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Document:
+        _unique("targets", [t.name for t in self.targets])
+        _unique("volumes", [v.name for v in self.volumes])
+        _unique("volumes by identity", [v.identity for v in self.volumes if v.identity])
+        _unique(
+            "volumes by target and LUN",
+            [f"{v.target} LUN {v.lun}" for v in self.volumes if v.lun is not None],
+        )
+        return self

@@ -1,0 +1,1 @@
+"""Several paths to one logical unit: identity, policies and the fence."""

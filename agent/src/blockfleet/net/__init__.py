@@ -1,0 +1,1 @@
+"""The iSCSI protocol over asyncio: connections, logins and a nexus that reconnects."""

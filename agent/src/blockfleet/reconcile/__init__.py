@@ -1,0 +1,1 @@
+"""Diff and plan (pure), apply, verify, and the loop that keeps a host in its declared state."""

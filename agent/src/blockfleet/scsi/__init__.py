@@ -1,0 +1,1 @@
+"""SCSI as an initiator needs it (SPC-4, SBC-3): commands, sense, identification, capacity, ALUA."""

@@ -1,0 +1,1 @@
+"""The agent's SQLite state and its encrypted secrets."""

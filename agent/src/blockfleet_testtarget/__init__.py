@@ -1,0 +1,1 @@
+"""A test target that shares nothing with the product: written from RFC 3720, with constants of its own."""
