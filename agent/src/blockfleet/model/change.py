@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
 """A request to change the desired state: what a module, the command line or a drop-in file sends."""
 
 from __future__ import annotations
@@ -7,6 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from blockfleet.model.desired import PortalText, TargetName, VolumeName
+
+CHANGE_VERSION = 1
+"""Newest version of the change request that this agent reads."""
 
 
 class _Part(BaseModel):
@@ -19,7 +23,8 @@ class Absent(_Part):
     discovery_portals: tuple[PortalText, ...] = ()
     static_targets: tuple[TargetName, ...] = ()
     target_portals: dict[TargetName, Literal["all"] | tuple[PortalText, ...]] = {}
-    """Logins to end: some portals of a target, or ``all``; the target's other fields stay."""
+    """Logins to end: some portals of a target, or ``all``.  ``lifetime`` and ``min_paths`` speak of logins and go
+    with the last one; credentials, login options and policy stay."""
     targets: tuple[TargetName, ...] = ()
     """Targets to forget whole, with sessions, credentials and policy."""
     chap: tuple[TargetName | Literal["discovery"], ...] = ()
@@ -40,15 +45,21 @@ class Options(_Part):
 
 
 class Change(_Part):
-    """``merge`` lays ``document`` over the desired state; ``replace`` makes it the desired state.
+    """What shall be declared from now on.
+
+    ``merge`` lays ``document`` over the desired state; ``replace`` makes it the desired state.
 
     ``document`` has the shape of :class:`~blockfleet.model.desired.Document` with every part optional.  In a
-    merge, lists of named things (portals, targets, volumes) merge by name and the fields that are given win;
+    merge, lists of named things (portals, targets, volumes) merge by name, objects merge field by field, the
+    fields that are given win and ``null`` takes a field away.  A target's ``portals`` are such a list: what the
+    change names is added, and ``all`` covers every portal.  A static target's ``portals`` are a plain field.
     ``exclusive`` names lists that the change owns whole, so that entries it does not name are removed.
     Removal by ``absent`` comes after the merge.
+
+    A secret that is sent back as it was read (``{"set": true, ...}``) stays what it is.
     """
 
-    version: int = 1
+    version: Literal[1] = 1
     mode: Literal["merge", "replace"] = "merge"
     document: dict[str, Any] = {}
     absent: Absent = Absent()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
 """The desired state of one host: the document that modules, drop-in files and the command line write.
 
 Every field is checked before anything changes.  Parts that are left out are ``None`` and mean "nobody has
@@ -20,6 +21,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from blockfleet.model import names
 from blockfleet.model.portal import Portal
@@ -58,12 +60,27 @@ def _identity(value: str) -> str:
     return value
 
 
-def _unique(what: str, values: list[str]) -> None:
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("write a number, not yes or no")
+    return value
+
+
+def _unique(thing: str, values: list[str]) -> None:
+    """Refuse a name that a list has twice; ``thing`` is part of the error's type (``duplicate_portal``)."""
     seen: set[str] = set()
     for value in values:
         if value in seen:
-            raise ValueError(f"{what}: {value} appears twice; remove one")
+            raise PydanticCustomError(
+                f"duplicate_{thing}",
+                "{thing} {value} appears twice",
+                {"thing": thing.replace("_", " "), "value": value},
+            )
         seen.add(value)
+
+
+def _refuse(kind: str, message: str) -> PydanticCustomError:
+    return PydanticCustomError(kind, "{message}", {"message": message})
 
 
 TargetName = Annotated[str, AfterValidator(names.normalise)]
@@ -71,6 +88,8 @@ PortalText = Annotated[str, BeforeValidator(_portal_text)]
 """A portal in its canonical text form; :meth:`Portal.parse` reads it back."""
 VolumeName = Annotated[str, AfterValidator(_volume_name)]
 Identity = Annotated[str, AfterValidator(_identity)]
+Number = Annotated[int, BeforeValidator(_number)]
+"""An integer; YAML's yes and no are none."""
 
 
 class Policy(enum.StrEnum):
@@ -125,7 +144,7 @@ class Chap(_Part):
     @classmethod
     def _length_cap(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not 1 <= len(value.get_secret_value().encode()) <= MAXIMUM_SECRET:
-            raise ValueError(f"a CHAP secret has 1 to {MAXIMUM_SECRET} bytes")
+            raise _refuse("chap_secret", f"a CHAP secret has 1 to {MAXIMUM_SECRET} bytes")
         return value
 
     @model_validator(mode="after")
@@ -134,14 +153,11 @@ class Chap(_Part):
             if value is None or self.allow_weak_secret:
                 continue
             if len(value.get_secret_value().encode()) < MINIMUM_SECRET:
-                raise ValueError(
-                    f"{field} is shorter than {MINIMUM_SECRET} bytes (RFC 3720 8.2.1): use a longer one,"
-                    " or set allow_weak_secret where the network is protected by IPsec"
-                )
+                raise _refuse(f"short_{field}", f"{field} is shorter than {MINIMUM_SECRET} bytes (RFC 3720 8.2.1)")
         if self.mutual_secret is not None and self.mutual_secret == self.secret:
-            raise ValueError("mutual_secret must differ from secret (RFC 3720 8.2.1)")
+            raise _refuse("equal_secrets", "mutual_secret is the same as secret (RFC 3720 8.2.1)")
         if self.mutual_user is not None and self.mutual_secret is None:
-            raise ValueError("mutual_user without mutual_secret: give both or neither")
+            raise _refuse("mutual_user_alone", "mutual_user is given without mutual_secret")
         return self
 
 
@@ -171,6 +187,11 @@ class StaticTarget(_Part):
     target: TargetName
     portals: tuple[PortalText, ...] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _no_duplicates(self) -> StaticTarget:
+        _unique("portal", list(self.portals))
+        return self
+
 
 class Discovery(_Part):
     """Where targets are learned from."""
@@ -180,10 +201,8 @@ class Discovery(_Part):
 
     @model_validator(mode="after")
     def _no_duplicates(self) -> Discovery:
-        _unique("discovery.portals", [p.portal for p in self.portals])
-        _unique("discovery.static", [s.target for s in self.static])
-        for entry in self.static:
-            _unique(f"portals of {entry.target}", list(entry.portals))
+        _unique("portal", [p.portal for p in self.portals])
+        _unique("static_target", [s.target for s in self.static])
         return self
 
 
@@ -197,18 +216,19 @@ class Target(_Part):
     login: LoginOptions | None = None
     lifetime: Lifetime | None = None
     policy: Policy | None = None
-    min_paths: int | None = Field(default=None, ge=1, le=64)
+    min_paths: Number | None = Field(default=None, ge=1, le=64)
     """How many sessions must be logged in for the target to count as ready; ``None`` means all of them."""
 
     @model_validator(mode="after")
     def _portals(self) -> Target:
         if isinstance(self.portals, tuple):
             if not self.portals:
-                raise ValueError(f"portals of {self.name} is empty: list portals, or write 'all'")
-            _unique(f"portals of {self.name}", list(self.portals))
+                raise _refuse("no_portals", f"portals of {self.name} is empty")
+            _unique("portal", list(self.portals))
             if self.min_paths is not None and self.min_paths > len(self.portals):
-                raise ValueError(
-                    f"min_paths of {self.name} is {self.min_paths} but it lists {len(self.portals)} portals"
+                raise _refuse(
+                    "min_paths",
+                    f"min_paths of {self.name} is {self.min_paths} but it lists {len(self.portals)} portals",
                 )
         return self
 
@@ -218,7 +238,7 @@ class Volume(_Part):
 
     name: VolumeName
     target: TargetName
-    lun: int | None = Field(default=None, ge=0, le=16383)
+    lun: Number | None = Field(default=None, ge=0, le=16383)
     identity: Identity | None = None
     """VPD 83h identity; once bound, the agent holds the volume to it whatever the LUN says."""
     policy: Policy | None = None
@@ -228,7 +248,7 @@ class Volume(_Part):
     @model_validator(mode="after")
     def _one_unit(self) -> Volume:
         if self.lun is None and self.identity is None:
-            raise ValueError(f"volume {self.name} names no logical unit: give lun or identity")
+            raise _refuse("no_logical_unit", f"volume {self.name} names no logical unit")
         return self
 
 
@@ -252,11 +272,8 @@ class Document(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Document:
-        _unique("targets", [t.name for t in self.targets])
-        _unique("volumes", [v.name for v in self.volumes])
-        _unique("volumes by identity", [v.identity for v in self.volumes if v.identity])
-        _unique(
-            "volumes by target and LUN",
-            [f"{v.target} LUN {v.lun}" for v in self.volumes if v.lun is not None],
-        )
+        _unique("target", [t.name for t in self.targets])
+        _unique("volume", [v.name for v in self.volumes])
+        _unique("volume_identity", [v.identity for v in self.volumes if v.identity])
+        _unique("volume_unit", [f"{v.target} LUN {v.lun}" for v in self.volumes if v.lun is not None])
         return self

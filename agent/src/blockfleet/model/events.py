@@ -82,7 +82,7 @@ class EventNumber(enum.IntEnum):
     DATA_PDU_ORDER_REFUSED = 61
     DATA_SEQUENCE_ORDER_REFUSED = 62
 
-    PERSISTENT_LOGIN_FAILED = 102
+    BOUND_VOLUMES_FAILED = 102
     BOUND_VOLUMES_TIMEOUT = 103
     ONLINE_DISK_FAILED = 104
     IPSEC_INITIALISATION_FAILED = 105
@@ -216,7 +216,7 @@ _TABLE: tuple[tuple[EventNumber, Severity, str], ...] = (
     (_N.DATA_IN_RESPONSE, "error", "the target sent data other than sense data in a SCSI Response"),
     (_N.DATA_PDU_ORDER_REFUSED, "error", "the target refuses DataPDUInOrder=Yes"),
     (_N.DATA_SEQUENCE_ORDER_REFUSED, "error", "the target refuses DataSequenceInOrder=Yes"),
-    (_N.PERSISTENT_LOGIN_FAILED, "error", "a persistent login did not come about"),
+    (_N.BOUND_VOLUMES_FAILED, "error", "bound volumes could not be looked for"),
     (_N.BOUND_VOLUMES_TIMEOUT, "error", "bound volumes did not come in time"),
     (_N.ONLINE_DISK_FAILED, "error", "a disk could not be brought online"),
     (_N.IPSEC_INITIALISATION_FAILED, "error", "IPsec is not accessible"),
