@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
 """The waist between what serves a block device (NBD) and what is one (a disk over SCSI)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Errors with the stable numbers and names of the Microsoft iSCSI Initiator guide (table "iSCSI Error Codes").
 
 Codes from ``0xEFFF0001`` are the guide's; codes from ``0xEFFF8001`` are ours, for what it has no name for.

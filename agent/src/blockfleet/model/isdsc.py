@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
 """The iSCSI error codes of the Microsoft iSCSI Initiator guide, and ours beside them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
 """iSCSI names: the iqn., eui. and naa. forms, checked and normalised (RFC 3720 3.2.6, RFC 3722, 3980)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Network portals: an address or host name, a TCP port, and the portal group tag where it is known."""
 
 from __future__ import annotations

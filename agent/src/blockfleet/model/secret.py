@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
 """A secret that cannot be printed by accident."""
 
 from __future__ import annotations

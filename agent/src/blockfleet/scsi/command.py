@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
 """One SCSI command on its way through paths and sessions, and what became of it."""
 
 from __future__ import annotations

@@ -1,1 +1,2 @@
-"""The agent's SQLite state and its encrypted secrets."""
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the agent keeps across restarts: the desired state, its secrets, identities, the event log."""

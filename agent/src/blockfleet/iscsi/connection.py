@@ -1,0 +1,408 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One connection of a session: its stream, its login, StatSN, and the PDUs of the data path.
+
+The transport shell gives it bytes (:meth:`Connection.get_buffer`, :meth:`Connection.received`) and takes bytes
+(:meth:`Connection.take_output`).  Nothing that a peer sends raises: an error ends the connection by
+:meth:`Connection.lose`, with a cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from blockfleet.iscsi.constants import RESERVED_TAG, DataInFlag, Opcode, ResponseFlag
+from blockfleet.iscsi.control import CONTROL_HANDLERS
+from blockfleet.iscsi.data_out import Segment, burst
+from blockfleet.iscsi.digest import data_digest, digest
+from blockfleet.iscsi.events import ConnectionLost, LoggedIn, LoggedOut, LoginFailed, LossKind
+from blockfleet.iscsi.framing import FramingError, PduReader
+from blockfleet.iscsi.layout import DATA_IN, R2T, SCSI_RESPONSE, padding
+from blockfleet.iscsi.login import LoginMachine
+from blockfleet.iscsi.negotiation import Negotiated
+from blockfleet.iscsi.pdu import Pdu, PduError, decode_pdu
+from blockfleet.iscsi.serial import MASK, after
+from blockfleet.iscsi.states import CONNECTION_TRANSITIONS, ConnectionEvent, ConnectionState, StateMachine
+
+if TYPE_CHECKING:
+    from blockfleet.iscsi.session import Session
+    from blockfleet.iscsi.task import Task
+
+_STATUS = int(DataInFlag.STATUS)
+_FINAL = int(DataInFlag.FINAL)
+_D_UNDERFLOW = int(DataInFlag.UNDERFLOW)
+_BOTH_RESIDUALS = int(ResponseFlag.OVERFLOW | ResponseFlag.UNDERFLOW)
+_BOTH_BIDI_RESIDUALS = int(ResponseFlag.BIDIRECTIONAL_OVERFLOW | ResponseFlag.BIDIRECTIONAL_UNDERFLOW)
+
+
+class Connection:
+    """A connection, identified by its CID within the session.
+
+    ``wake`` is called when there is output after there was none; the shell then calls :meth:`take_output` at
+    the end of its turn, so that what one turn produces leaves in one system call.
+    """
+
+    def __init__(
+        self, session: Session, cid: int, login: LoginMachine, wake: Callable[[], None], login_deadline: float
+    ) -> None:
+        self.session = session
+        self.cid = cid
+        self.wake = wake
+        self.states = StateMachine(CONNECTION_TRANSITIONS, ConnectionState.FREE)
+        self.login_deadline = login_deadline
+        self.exp_stat_sn = 0
+        self.last_heard = 0.0
+        self.negotiated = Negotiated()
+        self._login: LoginMachine | None = login
+        self._reader = PduReader(self, self.negotiated.max_recv_data_segment_length)
+        self._out: list[Segment] = []
+        self._handlers: dict[int, Callable[[bytearray | bytes, int, memoryview | None], None]] = {
+            Opcode.SCSI_DATA_IN: self._on_data_in,
+            Opcode.SCSI_RESPONSE: self._on_scsi_response,
+            Opcode.R2T: self._on_r2t,
+        }
+        # What the hot path looks at for every PDU.
+        self._tasks = session.tasks
+        self.header_digest = False
+        self.data_digest = False
+        self.paused = False
+
+    # -- the shell's side -----------------------------------------------------------------------------------
+
+    def connecting(self) -> None:
+        """Note that the transport connect request was made."""
+        self.states.on(ConnectionEvent.CONNECT)
+
+    def connected(self, now: float) -> None:
+        """Begin the login on a transport that is up."""
+        self.last_heard = now
+        login = self._login
+        if login is not None and self.states.on(ConnectionEvent.CONNECTED):
+            self._reader.maximum_segment = login.maximum_segment
+            self._emit(login.start())
+
+    @property
+    def get_buffer(self) -> Callable[[int], memoryview]:
+        """The function that returns where the next bytes from the transport go (it takes a size hint)."""
+        return self._reader.get_buffer
+
+    def received(self, count: int, now: float) -> None:
+        """Take ``count`` bytes that the transport put into the buffer given last."""
+        self.session.now = now
+        self.last_heard = now
+        self._reader.received(count)
+
+    def closed(self, detail: str) -> None:
+        """Note that the transport was closed or reset from outside."""
+        self.lose(LossKind.TRANSPORT, detail)
+
+    def take_output(self) -> list[Segment]:
+        """Return what is to be sent, in order, and forget it; the views stay valid until their commands end."""
+        out = self._out
+        self._out = []
+        return out
+
+    def pause(self, paused: bool) -> None:
+        """Hold new commands back while the transport's send buffer is full, or let them go again."""
+        self.paused = paused
+        if not paused:
+            self.session.send_pending()
+
+    @property
+    def queued_segments(self) -> int:
+        """How many pieces of output wait to be taken."""
+        return len(self._out)
+
+    @property
+    def full_feature_phase(self) -> bool:
+        """Whether commands may be sent."""
+        return self.states.state is ConnectionState.LOGGED_IN
+
+    # -- sending ----------------------------------------------------------------------------------------------
+
+    def send(self, header: bytes, data: Segment = b"") -> None:
+        """Queue one PDU in full feature phase, with the digests that were negotiated."""
+        out = self._out
+        if not out:
+            self.wake()
+        out.append(header)
+        if self.header_digest:
+            out.append(digest(header))
+        if data:
+            out.append(data)
+            size = len(data)
+            if size & 3:
+                out.append(padding(size))
+            if self.data_digest:
+                out.append(data_digest(data))
+
+    def send_burst(self, task: Task, transfer_tag: int, offset: int, length: int) -> None:
+        """Queue ``length`` bytes of a write as one sequence of Data-Out PDUs."""
+        command = task.command
+        assert command.data_out is not None
+        if not self._out:
+            self.wake()
+        burst(
+            self._out,
+            command.data_out,
+            offset,
+            length,
+            lun=command.lun,
+            task_tag=task.tag,
+            transfer_tag=transfer_tag,
+            exp_stat_sn=self.exp_stat_sn,
+            maximum_segment=self.negotiated.target_max_recv_data_segment_length,
+            header_digest=self.header_digest,
+            with_data_digest=self.data_digest,
+        )
+
+    def _emit(self, pdus: list[bytes]) -> None:
+        if pdus:
+            if not self._out:
+                self.wake()
+            self._out.extend(pdus)
+
+    # -- losing it ----------------------------------------------------------------------------------------------
+
+    def lose(self, kind: LossKind, detail: str, wait: float | None = None, retain: float | None = None) -> None:
+        """End the connection; what it carried is settled by the session.  A second call changes nothing."""
+        in_login = self.states.state in (ConnectionState.XPT_WAIT, ConnectionState.IN_LOGIN)
+        if not self.states.on(ConnectionEvent.LOST):
+            return
+        self._reader.stop()
+        self._out = []
+        negotiated = self.negotiated
+        event = ConnectionLost(
+            self.cid,
+            kind,
+            detail,
+            negotiated.default_time2wait if wait is None else wait,
+            negotiated.default_time2retain if retain is None else retain,
+        )
+        if in_login:
+            self.session.events.append(event)
+        else:
+            self.session.connection_lost(self, event)
+
+    def protocol_error(self, detail: str) -> None:
+        """End the connection because the target broke the protocol."""
+        self.lose(LossKind.PROTOCOL, detail)
+
+    def logged_out(self) -> None:
+        """End the connection, and with it the session, after a successful Logout Response."""
+        if self.states.on(ConnectionEvent.LOGGED_OUT):
+            self._reader.stop()
+            self._out = []
+            self.session.closed()
+            self.session.events.append(LoggedOut(self.cid))
+
+    # -- receiving: PduSink -----------------------------------------------------------------------------------
+
+    def pdu(
+        self, opcode: int, buffer: bytearray | bytes, at: int, ahs_length: int, data: memoryview | None
+    ) -> None:
+        """Take one PDU off the stream."""
+        handler = self._handlers.get(opcode)
+        if handler is not None and self._login is None:
+            handler(buffer, at, data)
+        elif self._login is not None:
+            self._login_pdu(self._login, buffer, at, data)
+        else:
+            end = at + 48
+            try:
+                decoded = decode_pdu(
+                    bytes(buffer[at:end]),
+                    bytes(buffer[end : end + ahs_length]),
+                    b"" if data is None else bytes(data),
+                )
+            except PduError as error:
+                self.protocol_error(str(error))
+                return
+            self._control_pdu(opcode, decoded)
+
+    def data_in_place(self, buffer: bytearray | bytes, at: int, length: int) -> memoryview | None:
+        """Return the part of a read's buffer that a large Data-In payload is for."""
+        if self._login is not None:
+            return None
+        _, _, _, _, _, tag, _, _, _, _, data_sn, offset, _ = DATA_IN.unpack_from(buffer, at)
+        task = self._tasks.get(tag)
+        # Whatever is wrong with it is found, and named, when the whole PDU is there.
+        if task is None or task.command.data_in is None or data_sn != task.data_sn:
+            return None
+        if offset != task.received or offset + length > len(task.command.data_in):
+            return None
+        return task.command.data_in[offset : offset + length]
+
+    def framing_error(self, error: FramingError, buffer: bytearray | bytes, at: int) -> bool:
+        """Take an error in the stream: at ERL 0 each ends the connection (RFC 3720 6.6, 6.7)."""
+        if error is FramingError.SEGMENT_TOO_LONG:
+            self.protocol_error(error.value)
+        else:
+            self.session.counters.digest_errors += 1
+            self.lose(LossKind.DIGEST, error.value)
+        return False
+
+    def _login_pdu(self, login: LoginMachine, buffer: bytearray | bytes, at: int, data: memoryview | None) -> None:
+        self._emit(login.receive(bytes(buffer[at : at + 48]), b"" if data is None else bytes(data)))
+        if login.failure is not None:
+            self.states.on(ConnectionEvent.LOST)
+            self._reader.stop()
+            self._out = []
+            self.session.events.append(LoginFailed(self.cid, login.failure))
+        elif login.result is not None:
+            result = login.result
+            self._login = None
+            self.negotiated = result.negotiated
+            self.exp_stat_sn = result.exp_stat_sn
+            self.header_digest = self._reader.header_digest = result.negotiated.header_digest
+            self.data_digest = self._reader.data_digest = result.negotiated.data_digest
+            self._reader.maximum_segment = result.negotiated.max_recv_data_segment_length
+            self.states.on(ConnectionEvent.LOGIN_ACCEPTED)
+            self.session.connection_logged_in(self, result)
+            self.session.events.append(LoggedIn(self.cid, result))
+
+    def _control_pdu(self, opcode: int, pdu: Pdu) -> None:
+        handler = CONTROL_HANDLERS.get(opcode)
+        if handler is None:
+            self.protocol_error(f"opcode {opcode:#04x} is not for an initiator")
+            return
+        handler(self, pdu)
+        if self.session.pending:
+            self.session.send_pending()
+
+    def take_status(self, stat_sn: int) -> bool:
+        """Count a numbered PDU; False to drop it: a repeat, or a gap that ends the connection at ERL 0."""
+        if stat_sn == self.exp_stat_sn:
+            self.exp_stat_sn = (stat_sn + 1) & MASK
+            return True
+        if after(self.exp_stat_sn, stat_sn):
+            return False
+        self.protocol_error(f"StatSN {stat_sn:#010x} where {self.exp_stat_sn:#010x} was expected")
+        return False
+
+    # -- the data path ----------------------------------------------------------------------------------------
+
+    def _on_data_in(self, buffer: bytearray | bytes, at: int, data: memoryview | None) -> None:
+        (
+            _,
+            flags,
+            status,
+            lengths,
+            _,
+            tag,
+            _,
+            stat_sn,
+            exp_cmd_sn,
+            max_cmd_sn,
+            data_sn,
+            offset,
+            residual,
+        ) = DATA_IN.unpack_from(buffer, at)
+        session = self.session
+        task = self._tasks.get(tag)
+        if task is None:
+            self.protocol_error(f"Data-In for tag {tag:#010x}, which is no task")
+            return
+        command = task.command
+        target = command.data_in
+        length = lengths & 0xFFFFFF
+        if target is None:
+            self.protocol_error(f"Data-In for tag {tag:#010x}, which reads nothing")
+            return
+        if data_sn != task.data_sn:
+            self.protocol_error(f"DataSN {data_sn} of tag {tag:#010x} where {task.data_sn} was expected")
+            return
+        end = offset + length
+        if length and (offset != task.received or end > len(target)):
+            self.protocol_error(f"Data-In at {offset}..{end} of tag {tag:#010x}, which has {task.received} bytes")
+            return
+        if data is not None:
+            target[offset:end] = data
+        task.data_sn = data_sn + 1
+        task.received += length
+        if max_cmd_sn != session.max_cmd_sn or exp_cmd_sn != session.exp_cmd_sn:
+            session.update_window(exp_cmd_sn, max_cmd_sn)
+        if flags & _STATUS:
+            self._status_in_data(task, flags, status, stat_sn, residual)
+        if session.pending:
+            session.send_pending()
+
+    def _status_in_data(self, task: Task, flags: int, status: int, stat_sn: int, residual: int) -> None:
+        if not flags & _FINAL or flags & _BOTH_RESIDUALS == _BOTH_RESIDUALS:
+            self.protocol_error("Data-In with status but without F, or with both residual flags")
+        elif self.take_status(stat_sn):
+            command = task.command
+            command.status = status
+            if flags & _BOTH_RESIDUALS:
+                command.residual = residual if flags & _D_UNDERFLOW else -residual
+            self.session.complete(task)
+
+    def _on_scsi_response(self, buffer: bytearray | bytes, at: int, data: memoryview | None) -> None:
+        (
+            _,
+            flags,
+            response,
+            status,
+            _,
+            tag,
+            _,
+            stat_sn,
+            exp_cmd_sn,
+            max_cmd_sn,
+            exp_data_sn,
+            _,
+            residual,
+        ) = SCSI_RESPONSE.unpack_from(buffer, at)
+        if not self.take_status(stat_sn):
+            return
+        session = self.session
+        session.update_window(exp_cmd_sn, max_cmd_sn)
+        task = self._tasks.get(tag)
+        if task is None:
+            self.protocol_error(f"SCSI Response for tag {tag:#010x}, which is no task")
+            return
+        if flags & _BOTH_RESIDUALS == _BOTH_RESIDUALS or flags & _BOTH_BIDI_RESIDUALS == _BOTH_BIDI_RESIDUALS:
+            self.protocol_error("SCSI Response with overflow and underflow together")
+            return
+        command = task.command
+        if response:
+            session.target_failure(task, response)
+        else:
+            if exp_data_sn > task.data_sn and command.data_in is not None:
+                self.protocol_error(f"ExpDataSN {exp_data_sn} of tag {tag:#010x} where {task.data_sn} PDUs came")
+                return
+            command.status = status
+            if flags & _BOTH_RESIDUALS:
+                command.residual = residual if flags & _D_UNDERFLOW else -residual
+            if data is not None and len(data) > 2:
+                # The length inside the segment is the peer's word: it is held to the segment (RFC 3720 10.4.7).
+                command.sense = bytes(data[2 : 2 + int.from_bytes(data[:2], "big")])
+            session.complete(task)
+        if session.pending:
+            session.send_pending()
+
+    def _on_r2t(self, buffer: bytearray | bytes, at: int, _data: memoryview | None) -> None:
+        _, _, _, _, tag, transfer_tag, _, exp_cmd_sn, max_cmd_sn, r2t_sn, offset, length = R2T.unpack_from(buffer, at)
+        task = self._tasks.get(tag)
+        session = self.session
+        session.update_window(exp_cmd_sn, max_cmd_sn)
+        if task is None or task.command.data_out is None:
+            self.protocol_error(f"R2T for tag {tag:#010x}, which writes nothing")
+            return
+        fault = ""
+        if transfer_tag == RESERVED_TAG:
+            fault = "with the reserved Target Transfer Tag"
+        elif r2t_sn != task.data_sn:
+            fault = f"number {r2t_sn} where {task.data_sn} was expected"
+        elif not 0 < length <= self.negotiated.max_burst_length:
+            fault = f"for {length} bytes where MaxBurstLength is {self.negotiated.max_burst_length}"
+        elif offset + length > len(task.command.data_out):
+            fault = f"for {offset}..{offset + length} of {len(task.command.data_out)} bytes"
+        if fault:
+            self.protocol_error(f"R2T of tag {tag:#010x} {fault}")
+            return
+        task.data_sn = r2t_sn + 1
+        session.counters.r2ts += 1
+        self.send_burst(task, transfer_tag, offset, length)
+        if session.pending:
+            session.send_pending()

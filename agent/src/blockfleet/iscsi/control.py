@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a connection does with the PDUs that are not data path: one handler each, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from blockfleet.iscsi.constants import (
+    FINAL_BIT,
+    RESERVED_TAG,
+    AsyncEventCode,
+    LogoutResponseCode,
+    Opcode,
+    RejectReason,
+    TaskResponse,
+    TextFlag,
+)
+from blockfleet.iscsi.events import AsyncNotice, LogoutAsked, LossKind
+from blockfleet.iscsi.pdu import (
+    AsyncMessage,
+    LogoutResponse,
+    NopIn,
+    NopOut,
+    Pdu,
+    PduError,
+    Reject,
+    TaskManagementResponse,
+    TextResponse,
+    decode_pdu,
+    split_sense,
+)
+from blockfleet.iscsi.states import ConnectionEvent
+from blockfleet.iscsi.task import LogoutRequest, Ping, TaskRequest, TextRequest
+
+if TYPE_CHECKING:
+    from blockfleet.iscsi.connection import Connection
+
+MAXIMUM_TEXT_ROUNDS = 1_000_000
+"""PDUs of one text exchange; its bytes are bounded by whoever collects them."""
+
+MAXIMUM_QUEUED_ANSWERS = 64
+"""NOP-Out answers that wait to be sent; pings of a target that floods and does not read go unanswered."""
+
+_REASON_TEXT = {reason.value: reason.name.replace("_", " ").lower() for reason in RejectReason}
+
+
+def _on_nop_in(connection: Connection, pdu: Pdu) -> None:
+    assert isinstance(pdu, NopIn)
+    session = connection.session
+    if pdu.initiator_task_tag != RESERVED_TAG:
+        if not connection.take_status(pdu.stat_sn):
+            return
+        session.update_window(pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        # An answer to a ping that was never sent proves that the peer lives, and no more.
+        if isinstance(session.control.get(pdu.initiator_task_tag), Ping):
+            del session.control[pdu.initiator_task_tag]
+        return
+    session.update_window(pdu.exp_cmd_sn, pdu.max_cmd_sn)
+    if pdu.target_transfer_tag == RESERVED_TAG or connection.queued_segments > MAXIMUM_QUEUED_ANSWERS:
+        return
+    answer = NopOut(
+        immediate=True,
+        lun=pdu.lun,
+        target_transfer_tag=pdu.target_transfer_tag,
+        cmd_sn=session.cmd_sn,
+        exp_stat_sn=connection.exp_stat_sn,
+    )
+    connection.send(answer.encode())
+
+
+def _on_task_response(connection: Connection, pdu: Pdu) -> None:
+    assert isinstance(pdu, TaskManagementResponse)
+    if not connection.take_status(pdu.stat_sn):
+        return
+    session = connection.session
+    session.update_window(pdu.exp_cmd_sn, pdu.max_cmd_sn)
+    request = session.control.get(pdu.initiator_task_tag)
+    if not isinstance(request, TaskRequest):
+        # Its time may have run out before the answer came.
+        return
+    try:
+        response = TaskResponse(pdu.response)
+    except ValueError:
+        connection.protocol_error(f"task management response {pdu.response} is reserved")
+        return
+    del session.control[pdu.initiator_task_tag]
+    session.task_managed(request, response)
+
+
+def _on_text_response(connection: Connection, pdu: Pdu) -> None:
+    assert isinstance(pdu, TextResponse)
+    if not connection.take_status(pdu.stat_sn):
+        return
+    session = connection.session
+    session.update_window(pdu.exp_cmd_sn, pdu.max_cmd_sn)
+    request = session.control.get(pdu.initiator_task_tag)
+    if not isinstance(request, TextRequest):
+        return
+    request.rounds += 1
+    final = bool(pdu.flags & FINAL_BIT)
+    if final and pdu.flags & TextFlag.CONTINUE:
+        connection.protocol_error("Text Response with F and C together")
+    elif not final and pdu.target_transfer_tag == RESERVED_TAG:
+        connection.protocol_error("Text Response without F has no Target Transfer Tag")
+    elif request.rounds > MAXIMUM_TEXT_ROUNDS:
+        connection.protocol_error(f"text exchange of more than {MAXIMUM_TEXT_ROUNDS} PDUs")
+    elif final:
+        del session.control[pdu.initiator_task_tag]
+        request.on_data(pdu.data)
+        request.on_done("")
+    else:
+        request.deadline = session.now + session.patience.text
+        request.on_data(pdu.data)
+        session.continue_text(
+            connection, pdu.initiator_task_tag, pdu.target_transfer_tag, pdu.lun, b""
+        )
+
+
+def _on_logout_response(connection: Connection, pdu: Pdu) -> None:
+    assert isinstance(pdu, LogoutResponse)
+    if not connection.take_status(pdu.stat_sn):
+        return
+    session = connection.session
+    if not isinstance(session.control.pop(pdu.initiator_task_tag, None), LogoutRequest):
+        connection.protocol_error("Logout Response to no Logout Request")
+    elif pdu.response == LogoutResponseCode.SUCCESS:
+        connection.logged_out()
+    else:
+        connection.lose(LossKind.LOGOUT, f"logout answered with {pdu.response}", pdu.time2wait, pdu.time2retain)
+
+
+def _on_async(connection: Connection, pdu: Pdu) -> None:
+    assert isinstance(pdu, AsyncMessage)
+    if not connection.take_status(pdu.stat_sn):
+        return
+    session = connection.session
+    session.update_window(pdu.exp_cmd_sn, pdu.max_cmd_sn)
+    session.counters.async_messages += 1
+    event = pdu.event
+    if event in (AsyncEventCode.SCSI_EVENT, AsyncEventCode.VENDOR_SPECIFIC):
+        sense, _ = split_sense(pdu.data) if event == AsyncEventCode.SCSI_EVENT else (b"", b"")
+        session.events.append(AsyncNotice(event, pdu.vendor_code, pdu.lun, bytes(sense)))
+    elif event == AsyncEventCode.LOGOUT_REQUEST:
+        if connection.states.on(ConnectionEvent.LOGOUT_ASKED):
+            session.events.append(LogoutAsked(connection.cid, pdu.parameter3))
+    elif event == AsyncEventCode.CONNECTION_DROP and pdu.parameter1 not in session.connections:
+        return
+    elif event in (AsyncEventCode.CONNECTION_DROP, AsyncEventCode.SESSION_DROP):
+        connection.lose(
+            LossKind.DROPPED, f"asynchronous event {event}", float(pdu.parameter2), float(pdu.parameter3)
+        )
+    elif event == AsyncEventCode.NEGOTIATION_REQUEST:
+        session.send_text(b"", session.now, _ignore_text, _ignore_text_end)
+    else:
+        connection.protocol_error(f"asynchronous event {event} is reserved")
+
+
+def _ignore_text(_data: bytes) -> None:
+    """An empty offer asks for nothing: what the target offers in return keeps its old value."""
+
+
+def _ignore_text_end(_error: str) -> None:
+    """Parameters stay as they were negotiated, whether the target answers or not (RFC 3720 5.4)."""
+
+
+def _on_reject(connection: Connection, pdu: Pdu) -> None:
+    """End the request whose header the Reject carries (RFC 3720 6.3, 10.17)."""
+    assert isinstance(pdu, Reject)
+    if not connection.take_status(pdu.stat_sn):
+        return
+    session = connection.session
+    session.update_window(pdu.exp_cmd_sn, pdu.max_cmd_sn)
+    session.counters.rejects += 1
+    if len(pdu.data) < 48:
+        return
+    try:
+        rejected = decode_pdu(pdu.data[:48])
+    except PduError:
+        # A header that is no PDU of ours is only diagnostic.
+        return
+    why = f"rejected by the target: {_REASON_TEXT.get(pdu.reason, f'reason {pdu.reason:#04x}')}"
+    if rejected.OPCODE is Opcode.SCSI_COMMAND:
+        task = session.tasks.get(rejected.initiator_task_tag)
+        if task is not None:
+            session.abort_reported(task, why)
+            session.plug(connection, task.cmd_sn)
+        return
+    request = session.control.get(rejected.initiator_task_tag)
+    if isinstance(request, TaskRequest):
+        del session.control[rejected.initiator_task_tag]
+        session.task_managed(request, TaskResponse.FUNCTION_REJECTED)
+    elif isinstance(request, TextRequest):
+        del session.control[rejected.initiator_task_tag]
+        request.on_done(why)
+    elif isinstance(request, LogoutRequest):
+        connection.lose(LossKind.LOGOUT, why)
+
+
+CONTROL_HANDLERS: dict[int, Callable[[Connection, Pdu], None]] = {
+    Opcode.NOP_IN: _on_nop_in,
+    Opcode.TASK_MANAGEMENT_RESPONSE: _on_task_response,
+    Opcode.TEXT_RESPONSE: _on_text_response,
+    Opcode.LOGOUT_RESPONSE: _on_logout_response,
+    Opcode.ASYNC_MESSAGE: _on_async,
+    Opcode.REJECT: _on_reject,
+}
+"""Opcode of a PDU from the target to what is done with it in full feature phase."""

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a session tells the shell that drives it, besides completed commands."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from blockfleet.iscsi.login import LoginFailure, LoginResult
+
+
+class LossKind(enum.Enum):
+    """Why a connection was lost."""
+
+    TRANSPORT = "the connection was closed or reset"
+    PROTOCOL = "the target broke the protocol"
+    DIGEST = "digest error"
+    KEEPALIVE = "the target did not answer a ping in time"
+    STUCK_TASK = "a command could neither finish nor be aborted"
+    DROPPED = "the target announced that it drops the connection"
+    LOGOUT = "logged out"
+    LOGIN_TIMEOUT = "login was not finished in time"
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedIn:
+    """The connection is in full feature phase."""
+
+    cid: int
+    result: LoginResult
+
+
+@dataclass(frozen=True, slots=True)
+class LoginFailed:
+    """Login ended without success; the connection is to be closed."""
+
+    cid: int
+    failure: LoginFailure
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLost:
+    """The connection is over and is to be closed; commands in flight have been completed.
+
+    ``wait`` and ``retain`` are Time2Wait and Time2Retain in seconds: not before, and not later, may what was on
+    the connection be continued (RFC 3720 10.9.1, 12.15, 12.16).
+    """
+
+    cid: int
+    kind: LossKind
+    detail: str
+    wait: float
+    retain: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedOut:
+    """The target has answered the Logout Request; the connection is to be closed."""
+
+    cid: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogoutAsked:
+    """The target wants to be logged out within ``seconds`` (asynchronous event 1)."""
+
+    cid: int
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncNotice:
+    """An asynchronous message that is for the user of the session: SCSI events (0) and the vendor's (255)."""
+
+    code: int
+    vendor_code: int
+    lun: int
+    sense: bytes
+
+
+Event = LoggedIn | LoginFailed | ConnectionLost | LoggedOut | LogoutAsked | AsyncNotice

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a session keeps of each request that it has sent and that is not answered yet."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from blockfleet.iscsi.constants import TaskFunction, TaskResponse
+from blockfleet.scsi.command import ScsiCommand
+
+
+class AbortStage(enum.IntEnum):
+    """How far the session has gone to end a task that did not finish in time (RFC 3720 6.9)."""
+
+    NONE = 0
+    ABORT_TASK = 1
+    LUN_RESET = 2
+
+
+class Task:
+    """A SCSI command in flight: its tag, numbers and how much of its data has moved.
+
+    ``data_sn`` is the number of the next Data-In or R2T, ``received`` the contiguous bytes read so far.
+    """
+
+    __slots__ = ("abort_stage", "cmd_sn", "command", "data_sn", "deadline", "received", "tag")
+
+    def __init__(self, command: ScsiCommand, deadline: float) -> None:
+        self.command = command
+        self.deadline = deadline
+        self.tag = 0
+        self.cmd_sn = 0
+        self.data_sn = 0
+        self.received = 0
+        self.abort_stage = AbortStage.NONE
+
+
+@dataclass(slots=True)
+class TaskRequest:
+    """A task management function that waits for its response; ``response`` None means none came in time."""
+
+    function: TaskFunction
+    lun: int
+    cmd_sn: int
+    deadline: float
+    on_done: Callable[[TaskResponse | None], None]
+    task: Task | None = None
+
+
+@dataclass(slots=True)
+class TextRequest:
+    """A text exchange, which may take many PDUs; ``on_data`` gets each segment, ``on_done`` the error or ''."""
+
+    deadline: float
+    on_data: Callable[[bytes], None]
+    on_done: Callable[[str], None]
+    rounds: int = 0
+
+
+@dataclass(slots=True)
+class Ping:
+    """A NOP-Out that waits for its NOP-In."""
+
+    sent: float
+
+
+@dataclass(slots=True)
+class LogoutRequest:
+    """A Logout Request that waits for its response."""
+
+    deadline: float
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a session counts; every field only grows."""
+
+    commands: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    r2ts: int = 0
+    pings: int = 0
+    async_messages: int = 0
+    rejects: int = 0
+    timeouts: int = 0
+    digest_errors: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the counters by name."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+Control = TaskRequest | TextRequest | Ping | LogoutRequest
+"""Whatever has an Initiator Task Tag and is not a SCSI command."""
+

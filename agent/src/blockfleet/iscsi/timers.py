@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a session does when time passes: login limit, keepalive, stuck commands, late answers.
+
+Command deadlines are looked at once in :data:`SCAN_INTERVAL` and not kept in a heap: a command costs nothing
+here while it is in time.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from blockfleet.iscsi.constants import TaskFunction, TaskResponse
+from blockfleet.iscsi.events import LossKind
+from blockfleet.iscsi.states import ConnectionState
+from blockfleet.iscsi.task import AbortStage, LogoutRequest, Ping, Task, TaskRequest, TextRequest
+
+if TYPE_CHECKING:
+    from blockfleet.iscsi.connection import Connection
+    from blockfleet.iscsi.session import Session
+
+SCAN_INTERVAL = 0.5
+"""Seconds between two looks at the deadlines; a time-out is noticed at most so much late."""
+
+_LOGGING_IN = (ConnectionState.XPT_WAIT, ConnectionState.IN_LOGIN)
+
+_NEXT_FUNCTION = {
+    AbortStage.NONE: (AbortStage.ABORT_TASK, TaskFunction.ABORT_TASK),
+    AbortStage.ABORT_TASK: (AbortStage.LUN_RESET, TaskFunction.LOGICAL_UNIT_RESET),
+}
+"""The ladder for a command that does not finish (RFC 3720 6.9); above it the session is dropped."""
+
+
+def next_deadline(session: Session) -> float:
+    """Return the time of the next thing to do; infinity when nothing is under way."""
+    deadline = float("inf")
+    for connection in session.connections.values():
+        if connection.states.state in _LOGGING_IN:
+            deadline = min(deadline, connection.login_deadline)
+    live = session.live
+    if live is None:
+        return deadline
+    return min(deadline, session.next_scan, _ping_due(session, live))
+
+
+def _ping_due(session: Session, connection: Connection) -> float:
+    patience = session.patience
+    if not patience.noop_interval:
+        return float("inf")
+    ping = _outstanding_ping(session)
+    if ping is None:
+        return connection.last_heard + patience.noop_interval
+    return max(ping.sent, connection.last_heard) + patience.noop_timeout
+
+
+def _outstanding_ping(session: Session) -> Ping | None:
+    return next((request for request in session.control.values() if isinstance(request, Ping)), None)
+
+
+def advance(session: Session, now: float) -> None:
+    """Do whatever is due at ``now``."""
+    for connection in list(session.connections.values()):
+        if connection.states.state in _LOGGING_IN and now >= connection.login_deadline:
+            connection.lose(LossKind.LOGIN_TIMEOUT, "login was not finished in time")
+    live = session.live
+    if live is None:
+        return
+    if now >= _ping_due(session, live):
+        if _outstanding_ping(session) is not None:
+            silence = now - live.last_heard
+            live.lose(LossKind.KEEPALIVE, f"no answer to a ping, {silence:.1f} s of silence")
+            return
+        session.ping(now)
+    if now >= session.next_scan:
+        session.next_scan = now + SCAN_INTERVAL
+        _scan_requests(session, live, now)
+        _scan_tasks(session, live, now)
+
+
+def _scan_requests(session: Session, connection: Connection, now: float) -> None:
+    for tag, request in list(session.control.items()):
+        if isinstance(request, Ping) or now < request.deadline:
+            continue
+        del session.control[tag]
+        if isinstance(request, LogoutRequest):
+            connection.lose(LossKind.LOGOUT, "no answer to Logout Request")
+            return
+        if isinstance(request, TextRequest):
+            request.on_done("no answer to Text Request")
+        elif isinstance(request, TaskRequest):
+            request.on_done(None)
+
+
+def _scan_tasks(session: Session, connection: Connection, now: float) -> None:
+    for task in [t for t in session.pending if t.deadline and now >= t.deadline]:
+        session.expire_pending(task)
+    for task in [t for t in session.tasks.values() if t.deadline and now >= t.deadline]:
+        if session.tasks.get(task.tag) is not task:
+            continue
+        session.counters.timeouts += 1
+        step = _NEXT_FUNCTION.get(task.abort_stage)
+        if step is None:
+            cdb = task.command.cdb.hex()
+            connection.lose(LossKind.STUCK_TASK, f"command {cdb} neither finished nor was aborted")
+            return
+        task.abort_stage, function = step
+        task.deadline = now + session.patience.abort
+        session.manage_task(
+            function,
+            task.command.lun,
+            now,
+            partial(_answered, session, task),
+            task=task if function is TaskFunction.ABORT_TASK else None,
+        )
+
+
+def _answered(session: Session, task: Task, response: TaskResponse | None) -> None:
+    """Climb the ladder at the next scan where a function was answered and did not end the task."""
+    if response is not None:
+        task.deadline = session.now

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A nexus: one session to one target through one portal, kept up until it is stopped.
+
+It connects, logs in, follows redirects, runs SCSI commands, and after a loss comes back by session
+reinstatement: the same ISID with TSIH 0 (RFC 3720 5.3.5).  What happens is told to a :class:`NexusListener`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from blockfleet.iscsi.chap import ChapCredentials
+from blockfleet.iscsi.constants import TaskFunction, TaskResponse
+from blockfleet.iscsi.events import (
+    AsyncNotice,
+    ConnectionLost,
+    Event,
+    LoggedOut,
+    LogoutAsked,
+)
+from blockfleet.iscsi.login import LoginFailure, LoginFailureKind, LoginResult, login_error
+from blockfleet.iscsi.parameters import Negotiated
+from blockfleet.iscsi.reconnect import BackOff
+from blockfleet.iscsi.session import Patience, Session
+from blockfleet.model.errors import BlockfleetError
+from blockfleet.model.isdsc import Isdsc
+from blockfleet.model.portal import Portal
+from blockfleet.net.addresses import redirect_allowed
+from blockfleet.net.login import Dialled, LoginIntent, dial
+from blockfleet.scsi.command import Outcome, ScsiCommand
+
+MAXIMUM_REDIRECTS = 5
+"""Redirects in a row that one login follows."""
+
+PERMANENT = frozenset({LoginFailureKind.REDIRECT_PERMANENT})
+REDIRECTS = PERMANENT | {LoginFailureKind.REDIRECT_TEMPORARY}
+
+
+class NexusPhase(enum.StrEnum):
+    """Where a nexus is in its life."""
+
+    CONNECTING = "connecting"
+    LOGGED_IN = "logged_in"
+    RECOVERING = "recovering"
+    FAILED = "failed"
+    """Refused for what the login said; tried again rarely."""
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class NexusParameters:
+    """Who logs in where, and with what; the times are in seconds."""
+
+    initiator_name: str
+    initiator_alias: str
+    target: str
+    portal: Portal
+    isid: bytes
+    credentials: ChapCredentials | None = None
+    header_digest: tuple[str, ...] = ("none", "crc32c")
+    data_digest: tuple[str, ...] = ("none", "crc32c")
+    login_timeout: float = 10.0
+    noop_interval: float = 5.0
+    noop_timeout: float = 5.0
+
+
+class NexusListener(Protocol):
+    """Who is told what happens to a nexus; the calls come from the event loop and must return soon."""
+
+    def nexus_logged_in(self, nexus: Nexus) -> None:
+        """Tell of every login, the first and those by reinstatement."""
+
+    def nexus_lost(self, nexus: Nexus, error: BlockfleetError) -> None:
+        """Tell that a session is lost; its commands were completed, UNKNOWN or NOT_SENT, just before."""
+
+    def nexus_login_failed(self, nexus: Nexus, error: BlockfleetError, will_retry: bool) -> None:
+        """Tell that an attempt to log in failed; ``will_retry`` is False where only a change will help."""
+
+    def nexus_async_event(self, nexus: Nexus, code: int, lun: int, sense: bytes) -> None:
+        """Tell of an asynchronous message: a SCSI event (0) or the vendor's (255)."""
+
+
+class Nexus:
+    """A session that keeps itself up; a :class:`~blockfleet.scsi.command.ScsiExecutor` while it is logged in."""
+
+    def __init__(
+        self,
+        parameters: NexusParameters,
+        listener: NexusListener,
+        *,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.parameters = parameters
+        self.phase = NexusPhase.CLOSED
+        self.error: BlockfleetError | None = None
+        self.logins = 0
+        self.result: LoginResult | None = None
+        self.lost_at = 0.0
+        """Loop time at which the last session's socket was reset; a time fence counts from here."""
+        self._listener = listener
+        self._random_bytes = random_bytes
+        self._loop = asyncio.get_running_loop()
+        self._session: Session | None = None
+        self._dialled: Dialled | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._over: asyncio.Future[ConnectionLost | LoggedOut] | None = None
+        self._moved_to: Portal | None = None
+        self._refused = False
+        self._stopping = False
+        self._totals: dict[str, int] = {}
+        self._back_off = BackOff(random.Random(int.from_bytes(random_bytes(8), "big")).random)  # noqa: S311 - jitter
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to connect, and keep coming back until :meth:`stop`."""
+        if self._task is None:
+            self.phase = NexusPhase.CONNECTING
+            self._task = asyncio.create_task(self._run(), name=f"nexus {self.parameters.target}")
+
+    async def stop(self) -> None:
+        """Log out (bounded in time), close, and stay closed; commands in flight end UNKNOWN."""
+        self._stopping = True
+        await self._log_out()
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self.phase = NexusPhase.CLOSED
+
+    def set_parameters(self, parameters: NexusParameters) -> None:
+        """Use ``parameters`` from the next login on; a nexus that waits to try again tries at once."""
+        if parameters != self.parameters:
+            self.parameters = parameters
+            self._moved_to = None
+            self._changed.set()
+
+    async def relogin(self) -> None:
+        """Log out and in again with the present parameters; returns after the logout."""
+        self._changed.set()
+        await self._log_out()
+
+    async def _log_out(self) -> None:
+        session, over = self._session, self._over
+        if session is not None and over is not None and not over.done():
+            session.logout(self._loop.time())
+            self._drain()
+            await asyncio.wait([over], timeout=session.patience.logout + 1)
+
+    # -- what it can be asked for -----------------------------------------------------------------------------------
+
+    def execute(self, command: ScsiCommand) -> None:
+        """Run a command; REFUSED at once while not logged in."""
+        session = self._session
+        if session is None:
+            command.outcome = Outcome.REFUSED
+            command.error = "the session is not logged in"
+            command.on_done(command)
+        else:
+            session.execute(command, self._loop.time())
+
+    async def lun_reset(self, lun: int, timeout: float = 30.0) -> TaskResponse:
+        """Reset a logical unit; when it answers FUNCTION_COMPLETE nothing older runs there (RFC 3720 10.5.1).
+
+        Raises :class:`BlockfleetError` when no answer came.
+        """
+        return await self._manage(TaskFunction.LOGICAL_UNIT_RESET, lun, timeout)
+
+    async def target_warm_reset(self, timeout: float = 30.0) -> TaskResponse:
+        """Reset all logical units of the target; as :meth:`lun_reset`."""
+        return await self._manage(TaskFunction.TARGET_WARM_RESET, 0, timeout)
+
+    async def abort(self, command: ScsiCommand, timeout: float = 15.0) -> TaskResponse:
+        """Abort one command, which then completes ABORTED; TASK_DOES_NOT_EXIST where it is not in flight."""
+        session = self._session
+        task = None
+        if session is not None:
+            task = next((t for t in session.tasks.values() if t.command is command), None)
+        if session is None or task is None:
+            return TaskResponse.TASK_DOES_NOT_EXIST
+        return await self._manage(TaskFunction.ABORT_TASK, command.lun, timeout, command)
+
+    async def _manage(
+        self, function: TaskFunction, lun: int, timeout: float, command: ScsiCommand | None = None
+    ) -> TaskResponse:
+        session = self._session
+        answer: asyncio.Future[TaskResponse | None] = self._loop.create_future()
+
+        def answered(response: TaskResponse | None) -> None:
+            if not answer.done():
+                answer.set_result(response)
+
+        if session is not None:
+            task = next((t for t in session.tasks.values() if t.command is command), None) if command else None
+            session.manage_task(function, lun, self._loop.time(), answered, task=task, timeout=timeout)
+            response = await answer
+            if response is not None:
+                return response
+        name = function.name.replace("_", " ")
+        raise BlockfleetError(
+            Isdsc.SCSI_REQUEST_FAILED,
+            f"no answer to {name} from {self.parameters.target} at {self.parameters.portal}",
+            remedy="check the session's state",
+        )
+
+    @property
+    def tsih(self) -> int:
+        """The target's handle of the present session; 0 without one."""
+        return self._session.tsih if self._session is not None else 0
+
+    @property
+    def negotiated(self) -> Negotiated | None:
+        """What the last login has agreed on."""
+        return self.result.negotiated if self.result is not None else None
+
+    @property
+    def portal_group_tag(self) -> int | None:
+        """The portal group that the last login reached."""
+        return self.result.tag if self.result is not None else None
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What has been counted since the start, over all sessions."""
+        present = self._session.counters.as_dict() if self._session is not None else {}
+        return {name: self._totals.get(name, 0) + present.get(name, 0) for name in self._totals | present}
+
+    # -- coming back --------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            self._changed.clear()
+            try:
+                await self._log_in()
+            except BlockfleetError as error:
+                await self._pause(self._login_failed(error))
+                continue
+            assert self._over is not None
+            ended = await self._over
+            await asyncio.sleep(self._ended(ended))
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not longer than until new parameters come."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), seconds)
+
+    async def _log_in(self) -> None:
+        """Make one attempt; raises :class:`BlockfleetError`."""
+        parameters = self.parameters
+        portal = self._moved_to or parameters.portal
+        for _ in range(MAXIMUM_REDIRECTS + 1):
+            failure = await self._attempt(parameters, portal)
+            if failure is None:
+                return
+            if failure.kind not in REDIRECTS or failure.redirect is None:
+                self._refused = not failure.retry
+                raise login_error(failure, parameters.target, portal)
+            moved_to = failure.redirect[0]
+            if not redirect_allowed(portal, moved_to):
+                raise BlockfleetError(
+                    Isdsc.INITIATOR_ERROR,
+                    f"cannot log in to {parameters.target} at {portal}: redirected to {moved_to}",
+                    remedy="the target must not redirect to a loopback, multicast or unspecified address",
+                )
+            if failure.kind in PERMANENT:
+                self._moved_to = moved_to
+            portal = moved_to
+        raise BlockfleetError(
+            Isdsc.TARGET_MOVED_TEMPORARILY,
+            f"cannot log in to {parameters.target} at {parameters.portal}: more than {MAXIMUM_REDIRECTS} redirects",
+            remedy="check the target's redirection",
+        )
+
+    async def _attempt(self, parameters: NexusParameters, portal: Portal) -> LoginFailure | None:
+        """Log in at one portal; None for success, or what the target answered."""
+        intent = LoginIntent(
+            initiator_name=parameters.initiator_name,
+            initiator_alias=parameters.initiator_alias,
+            target=parameters.target,
+            isid=parameters.isid,
+            credentials=parameters.credentials,
+            header_digest=parameters.header_digest,
+            data_digest=parameters.data_digest,
+            timeout=parameters.login_timeout,
+            patience=Patience(noop_interval=parameters.noop_interval, noop_timeout=parameters.noop_timeout),
+        )
+        outcome = await dial(portal, intent, self._random_bytes, self._session_event)
+        if isinstance(outcome, LoginFailure):
+            return outcome
+        self._dialled = outcome
+        self._session = outcome.session
+        self.result = outcome.result
+        self._over = outcome.over
+        self.logins += 1
+        self.phase = NexusPhase.LOGGED_IN
+        self.error = None
+        self._refused = False
+        self._back_off.succeeded()
+        self._listener.nexus_logged_in(self)
+        return None
+
+    def _login_failed(self, error: BlockfleetError) -> float:
+        """Note a failed attempt and return the seconds until the next one."""
+        self.error = error
+        self._moved_to = None
+        refused, self._refused = self._refused, False
+        if refused:
+            self.phase = NexusPhase.FAILED
+        elif self.phase is NexusPhase.FAILED:
+            self.phase = NexusPhase.CONNECTING
+        self._listener.nexus_login_failed(self, error, not refused)
+        return self._back_off.refused() if refused else self._back_off.failed()
+
+    def _ended(self, ended: ConnectionLost | LoggedOut) -> float:
+        """Note the end of a session and return the seconds to wait before the next login."""
+        session = self._session
+        assert session is not None
+        for name, value in session.counters.as_dict().items():
+            self._totals[name] = self._totals.get(name, 0) + value
+        self.lost_at = self._loop.time()
+        self._session = None
+        self._dialled = None
+        self.phase = NexusPhase.RECOVERING
+                where = f"{self.parameters.target} at {self.parameters.portal}"
+        self.error = BlockfleetError(
+            Isdsc.TRANSPORT_ERROR,
+            f"lost the session to {where}: {'logged out' if isinstance(ended, LoggedOut) else ended.detail}",
+            remedy="it comes back by itself when the target answers",
+        )
+        self._listener.nexus_lost(self, self.error)
+        return 0.0 if isinstance(ended, LoggedOut) else ended.wait
+
+    def _session_event(self, event: Event) -> None:
+        """Take what a logged-in session tells."""
+        if isinstance(event, AsyncNotice):
+            self._listener.nexus_async_event(self, event.code, event.lun, event.sense)
+        elif isinstance(event, LogoutAsked) and self._session is not None:
+            self._session.logout(self._loop.time())
+
+    def _drain(self) -> None:
+        if self._dialled is not None:
+            self._dialled.transport.drain_events()

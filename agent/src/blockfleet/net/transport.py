@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One connection's TCP transport on asyncio: bytes, one timer, and one write per loop turn."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+from typing import cast
+
+from blockfleet.iscsi.connection import Connection
+from blockfleet.iscsi.events import Event
+from blockfleet.iscsi.session import Session
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""SO_LINGER with no time: closing sends RST and drops what the kernel still holds for sending."""
+
+SEND_BUFFER_HIGH = 8 * 1024 * 1024
+"""Bytes of unsent output from which new commands are held back."""
+
+MAXIMUM_JOINED = 4096
+"""Segments up to this size are joined with their neighbours before a write: a copy costs less than an iovec."""
+
+
+class SessionTransport(asyncio.BufferedProtocol):
+    """Drives one :class:`~blockfleet.iscsi.connection.Connection` and its session.
+
+    ``on_event`` is called for each session event, in order, after the entry point that caused it.
+    """
+
+    def __init__(self, session: Session, on_event: Callable[[Event], None]) -> None:
+        self._session = session
+        self._on_event = on_event
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._flush_scheduled = False
+        self._connection: Connection | None = None
+
+    def attach(self, connection: Connection) -> None:
+        """Take the connection that this transport carries; before the transport is connected."""
+        self._connection = connection
+        # One call less for each read from the socket.
+        self.get_buffer = connection.get_buffer  # type: ignore[method-assign]
+
+    # -- asyncio.BufferedProtocol ------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the login."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=SEND_BUFFER_HIGH)
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        assert self._connection is not None
+        self._connection.connected(self._loop.time())
+        self._after_entry()
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        """Return where the next bytes go; replaced by the connection's own method in :meth:`attach`."""
+        raise AssertionError("no connection attached")
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what was received, then send what it led to."""
+        connection = self._connection
+        assert connection is not None
+        self._flush_scheduled = True
+        connection.received(nbytes, self._loop.time())
+        self._flush()
+        if self._session.events:
+            self._after_entry()
+
+    def pause_writing(self) -> None:
+        """Hold new commands back: the send buffer is full."""
+        assert self._connection is not None
+        self._connection.pause(True)
+
+    def resume_writing(self) -> None:
+        """Let commands go again."""
+        assert self._connection is not None
+        self._connection.pause(False)
+
+    def eof_received(self) -> bool:
+        """Close our half too: a target that sends no more cannot answer."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Settle what was in flight."""
+        if self._timer is not None:
+            self._timer.cancel()
+        assert self._connection is not None
+        self._connection.closed(f"connection lost: {exc}" if exc else "connection closed by the target")
+        self._after_entry()
+
+    # -- what the nexus calls -----------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Send the connection's output at the end of this loop turn."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def drain_events(self) -> None:
+        """Pass on events that a call into the session has caused."""
+        if self._session.events:
+            self._after_entry()
+
+    def abort(self) -> None:
+        """Reset the TCP connection: nothing that is still unsent here may reach the target any more."""
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            sock = transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            transport.abort()
+
+    def close(self) -> None:
+        """Close the TCP connection after a logout."""
+        if self._transport is not None:
+            self._transport.close()
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        connection = self._connection
+        assert connection is not None
+        segments = connection.take_output()
+        transport = self._transport
+        if not segments or transport is None or transport.is_closing():
+            return
+        if len(segments) == 1:
+            transport.write(segments[0])
+        else:
+            transport.writelines(_coalesce(segments))
+
+    def _after_entry(self) -> None:
+        events = self._session.events
+        while events:
+            self._on_event(events.popleft())
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self._session.next_deadline()
+        if deadline != float("inf"):
+            self._timer = self._loop.call_at(deadline, self._tick)
+
+    def _tick(self) -> None:
+        self._session.advance(self._loop.time())
+        self._after_entry()
+
+
+def _coalesce(segments: list[bytes | bytearray | memoryview]) -> list[bytes | bytearray | memoryview]:
+    """Join runs of small segments; large ones stay as they are, uncopied."""
+    joined: list[bytes | bytearray | memoryview] = []
+    run: list[bytes | bytearray | memoryview] = []
+    for segment in segments:
+        if len(segment) <= MAXIMUM_JOINED:
+            run.append(segment)
+        else:
+            if run:
+                joined.append(run[0] if len(run) == 1 else b"".join(run))
+                run = []
+            joined.append(segment)
+    if run:
+        joined.append(run[0] if len(run) == 1 else b"".join(run))
+    return joined
