@@ -11,10 +11,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 
 from blockfleet.model.errors import BlockfleetError
 from blockfleet.model.isdsc import Isdsc
+from blockfleet.model.loading import error_from
 from blockfleet.model.plan import FORMAT_VERSION
 
 _STATUS_BY_CODE: Mapping[Isdsc, int] = {
@@ -55,6 +57,11 @@ _STATUS_BY_CODE: Mapping[Isdsc, int] = {
             Isdsc.INVALID_INITIATOR_CHAP_SECRET,
             Isdsc.INVALID_CHAP_USER_NAME,
             Isdsc.SHORT_CHAP_SECRET,
+            Isdsc.NO_PORTAL_SPECIFIED,
+            Isdsc.PATH_COUNT_MISMATCH,
+            Isdsc.TARGET_PORTAL_ALREADY_EXISTS,
+            Isdsc.TARGET_ALREADY_EXISTS,
+            Isdsc.VOLUME_ALREADY_PERSISTENTLY_BOUND,
             Isdsc.REQUEST_NOT_SUPPORTED,
         ),
         422,
@@ -126,28 +133,23 @@ def raw_answer(status: int, phrase: str, message: str) -> bytes:
     return head.encode() + body
 
 
-def field_path(location: Sequence[int | str]) -> str:
-    """Write a location inside a document as people do: ``targets[0].chap.secret``."""
-    path = ""
-    for step in location:
-        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
-    return path
+_MALFORMED = "json_invalid"
+"""pydantic's type of the fault that a text is not JSON."""
 
 
-_HTTP_PARTS = frozenset({"body", "query", "path", "header"})
-
-
-def _validation_error(faults: Sequence[Mapping[str, Any]]) -> BlockfleetError:
-    """Make one error of what validation found: the first fault, its field and the remedy."""
-    fault = faults[0]
-    location = list(fault["loc"])
-    if location and location[0] in _HTTP_PARTS:
-        location.pop(0)
-    field = "" if fault["type"] == "json_invalid" else field_path(location)
-    reason = str(fault["msg"]).removeprefix("Value error, ")
-    what = f"cannot take {field}" if field else "cannot take the request body"
-    remedy = "send a JSON object as GET /openapi.json describes it" if not field else "correct this field"
-    return BlockfleetError(Isdsc.INVALID_PARAMETER, f"{what}: {reason}", remedy=remedy, field=field)
+def _validation_error(faults: Sequence[ErrorDetails]) -> BlockfleetError:
+    """Make one error of what validation found; locations begin with the part of the request they are in."""
+    if faults[0]["type"] == _MALFORMED:
+        reason = faults[0]["ctx"]["error"]
+        return BlockfleetError(
+            Isdsc.INVALID_PARAMETER,
+            f"cannot take the request body: it is not JSON ({reason})",
+            remedy="send an object as GET /openapi.json describes it",
+        )
+    within = [fault.copy() for fault in faults]
+    for fault in within:
+        fault["loc"] = fault["loc"][1:]
+    return error_from(within)
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -163,7 +165,7 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         faults = error.errors()
-        malformed = faults[0]["type"] == "json_invalid"
+        malformed = faults[0]["type"] == _MALFORMED
         return respond(_validation_error(faults), 400 if malformed else 422)
 
     @app.exception_handler(HTTPException)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -13,14 +12,16 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+import blockfleet
 from blockfleet.api.control import Control, Observer
 from blockfleet.api.metrics import CONTENT_TYPE, Metrics
 from blockfleet.engine.interface import EngineEvent, EngineState
 from blockfleet.model.change import Change
 from blockfleet.model.desired import PortalText, TargetName
 from blockfleet.model.errors import BlockfleetError
+from blockfleet.model.loading import load_change
 from blockfleet.model.plan import (
     FORMAT_VERSION,
     DesiredView,
@@ -103,7 +104,7 @@ _CHANGE_BODY = Body(
         },
     },
 )
-ChangeBody = Annotated[Change, _CHANGE_BODY]
+ChangeBody = Annotated[Change, BeforeValidator(load_change), _CHANGE_BODY]
 
 
 class Routes:
@@ -144,7 +145,7 @@ class Routes:
             view = EngineView(reachable=False)
         else:
             view = EngineView(reachable=True, instance=state.instance, version=state.version, pid=state.pid)
-        return VersionAnswer(agent_version=importlib.metadata.version("blockfleet"), engine=view)
+        return VersionAnswer(agent_version=blockfleet.__version__, engine=view)
 
     async def status(self) -> HostStatus:
         """Look at the host: targets, sessions, volumes, paths, conditions and problems."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -97,6 +98,7 @@ class ApiServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                date_header=False,
                 timeout_keep_alive=IDLE_DEADLINE,
                 timeout_graceful_shutdown=STOP_DEADLINE,
                 h11_max_incomplete_event_size=MAXIMUM_HEAD,
@@ -106,6 +108,7 @@ class ApiServer(uvicorn.Server):
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
         self._app = app
         self._listener = listener
+        self._stopped = asyncio.Event()
 
     async def run_until_stopped(self) -> None:
         """Serve until :meth:`stop`, then let requests end, ``STOP_DEADLINE`` seconds at most."""
@@ -115,6 +118,12 @@ class ApiServer(uvicorn.Server):
         """Stop taking connections and end streams; safe to call again."""
         self._app.state.stopping.set()
         self.should_exit = True
+        self._stopped.set()
+
+    async def main_loop(self) -> None:
+        """Wait for :meth:`stop` instead of looking ten times a second."""
+        await self.on_tick(0)
+        await self._stopped.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
