@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from blockfleet.iscsi.constants import RESERVED_TAG, DataInFlag, Opcode, ResponseFlag
+from blockfleet.iscsi.constants import DEFAULT_MRDSL, RESERVED_TAG, DataInFlag, Opcode, ResponseFlag
 from blockfleet.iscsi.control import CONTROL_HANDLERS
 from blockfleet.iscsi.data_out import Segment, burst
 from blockfleet.iscsi.digest import data_digest, digest
@@ -19,7 +19,7 @@ from blockfleet.iscsi.events import ConnectionLost, LoggedIn, LoggedOut, LoginFa
 from blockfleet.iscsi.framing import FramingError, PduReader
 from blockfleet.iscsi.layout import DATA_IN, R2T, SCSI_RESPONSE, padding
 from blockfleet.iscsi.login import LoginMachine
-from blockfleet.iscsi.negotiation import Negotiated
+from blockfleet.iscsi.parameters import Negotiated
 from blockfleet.iscsi.pdu import Pdu, PduError, decode_pdu
 from blockfleet.iscsi.serial import MASK, after
 from blockfleet.iscsi.states import CONNECTION_TRANSITIONS, ConnectionEvent, ConnectionState, StateMachine
@@ -67,7 +67,7 @@ class Connection:
         self.data_digest = False
         self.paused = False
 
-    # -- the shell's side -----------------------------------------------------------------------------------
+    # -- the shell's side
 
     def connecting(self) -> None:
         """Note that the transport connect request was made."""
@@ -78,7 +78,7 @@ class Connection:
         self.last_heard = now
         login = self._login
         if login is not None and self.states.on(ConnectionEvent.CONNECTED):
-            self._reader.maximum_segment = login.maximum_segment
+            self._reader.maximum_segment = DEFAULT_MRDSL
             self._emit(login.start())
 
     @property
@@ -118,7 +118,7 @@ class Connection:
         """Whether commands may be sent."""
         return self.states.state is ConnectionState.LOGGED_IN
 
-    # -- sending ----------------------------------------------------------------------------------------------
+    # -- sending
 
     def send(self, header: bytes, data: Segment = b"") -> None:
         """Queue one PDU in full feature phase, with the digests that were negotiated."""
@@ -162,7 +162,7 @@ class Connection:
                 self.wake()
             self._out.extend(pdus)
 
-    # -- losing it ----------------------------------------------------------------------------------------------
+    # -- losing it
 
     def lose(self, kind: LossKind, detail: str, wait: float | None = None, retain: float | None = None) -> None:
         """End the connection; what it carried is settled by the session.  A second call changes nothing."""
@@ -182,7 +182,7 @@ class Connection:
         if in_login:
             self.session.events.append(event)
         else:
-            self.session.connection_lost(self, event)
+            self.session.connection_lost(event)
 
     def protocol_error(self, detail: str) -> None:
         """End the connection because the target broke the protocol."""
@@ -196,7 +196,7 @@ class Connection:
             self.session.closed()
             self.session.events.append(LoggedOut(self.cid))
 
-    # -- receiving: PduSink -----------------------------------------------------------------------------------
+    # -- receiving: PduSink
 
     def pdu(
         self, opcode: int, buffer: bytearray | bytes, at: int, ahs_length: int, data: memoryview | None
@@ -233,14 +233,13 @@ class Connection:
             return None
         return task.command.data_in[offset : offset + length]
 
-    def framing_error(self, error: FramingError, buffer: bytearray | bytes, at: int) -> bool:
+    def framing_error(self, error: FramingError) -> None:
         """Take an error in the stream: at ERL 0 each ends the connection (RFC 3720 6.6, 6.7)."""
         if error is FramingError.SEGMENT_TOO_LONG:
             self.protocol_error(error.value)
         else:
             self.session.counters.digest_errors += 1
             self.lose(LossKind.DIGEST, error.value)
-        return False
 
     def _login_pdu(self, login: LoginMachine, buffer: bytearray | bytes, at: int, data: memoryview | None) -> None:
         self._emit(login.receive(bytes(buffer[at : at + 48]), b"" if data is None else bytes(data)))
@@ -280,7 +279,7 @@ class Connection:
         self.protocol_error(f"StatSN {stat_sn:#010x} where {self.exp_stat_sn:#010x} was expected")
         return False
 
-    # -- the data path ----------------------------------------------------------------------------------------
+    # -- the data path
 
     def _on_data_in(self, buffer: bytearray | bytes, at: int, data: memoryview | None) -> None:
         (
@@ -382,7 +381,9 @@ class Connection:
             session.send_pending()
 
     def _on_r2t(self, buffer: bytearray | bytes, at: int, _data: memoryview | None) -> None:
-        _, _, _, _, tag, transfer_tag, _, exp_cmd_sn, max_cmd_sn, r2t_sn, offset, length = R2T.unpack_from(buffer, at)
+        _, _, _, _, tag, transfer_tag, _, exp_cmd_sn, max_cmd_sn, r2t_sn, offset, length = R2T.unpack_from(
+            buffer, at
+        )
         task = self._tasks.get(tag)
         session = self.session
         session.update_window(exp_cmd_sn, max_cmd_sn)

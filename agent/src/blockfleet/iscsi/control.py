@@ -112,9 +112,7 @@ def _on_text_response(connection: Connection, pdu: Pdu) -> None:
     else:
         request.deadline = session.now + session.patience.text
         request.on_data(pdu.data)
-        session.continue_text(
-            connection, pdu.initiator_task_tag, pdu.target_transfer_tag, pdu.lun, b""
-        )
+        session.continue_text(connection, pdu.initiator_task_tag, pdu.target_transfer_tag, pdu.lun, b"")
 
 
 def _on_logout_response(connection: Connection, pdu: Pdu) -> None:

@@ -11,6 +11,7 @@ Segment = bytes | bytearray | memoryview
 
 _OPCODE = int(Opcode.SCSI_DATA_OUT)
 
+
 def burst(
     out: list[Segment],
     data: memoryview,

@@ -6,7 +6,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from blockfleet.iscsi.login import LoginFailure, LoginResult
+from blockfleet.iscsi.login import LoginResult
+from blockfleet.iscsi.login_failure import LoginFailure
 
 
 class LossKind(enum.Enum):

@@ -49,8 +49,8 @@ class PduSink(Protocol):
     def data_in_place(self, buffer: bytearray | bytes, at: int, length: int) -> memoryview | None:
         """Return where the payload of this Data-In goes, or None to take it through staging."""
 
-    def framing_error(self, error: FramingError, buffer: bytearray | bytes, at: int) -> bool:
-        """Take an error of the PDU at ``buffer[at]``; True to drop that PDU and read on, False to stop."""
+    def framing_error(self, error: FramingError) -> None:
+        """Take an error after which the stream cannot be read on."""
 
 
 class PduReader:
@@ -121,7 +121,7 @@ class PduReader:
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take bytes that were received elsewhere (tests, replays)."""
         source = memoryview(data)
-        while len(source) and not self._stopped:
+        while source and not self._stopped:
             target = self.get_buffer()
             count = min(len(target), len(source))
             target[:count] = source[:count]
@@ -159,17 +159,13 @@ class PduReader:
         if crc32c(view[at:end]) == int.from_bytes(view[end : end + DIGEST_LENGTH], "little"):
             return True
         # The lengths in a damaged header cannot be trusted: there is no next PDU to find (RFC 3720 6.7).
-        self._sink.framing_error(FramingError.HEADER_DIGEST, self._buffer, at)
-        self.stop()
-        return False
+        return self._fail(FramingError.HEADER_DIGEST)
 
     def _segment(self, at: int, ahs_length: int, begin: int, length: int) -> bool:
         """Take the PDU at ``at`` whose data segment starts at ``begin``; False where more bytes are needed."""
         buffer = self._buffer
         if length > self.maximum_segment:
-            self._sink.framing_error(FramingError.SEGMENT_TOO_LONG, buffer, at)
-            self.stop()
-            return False
+            return self._fail(FramingError.SEGMENT_TOO_LONG)
         padded = (length + 3) & ~3
         tail = padded + DIGEST_LENGTH if self.data_digest else padded
         have = self._end - begin
@@ -185,7 +181,7 @@ class PduReader:
         if self.data_digest:
             end = begin + padded
             if crc32c(view[begin:end]) != int.from_bytes(view[end : end + DIGEST_LENGTH], "little"):
-                return self._data_digest_error(buffer, at)
+                return self._fail(FramingError.DATA_DIGEST)
         self._sink.pdu(opcode, buffer, at, ahs_length, view[begin : begin + length])
         return True
 
@@ -218,14 +214,13 @@ class PduReader:
         if self.data_digest:
             value = crc32c(self._view[at : at + pad], crc32c(data))
             if value != int.from_bytes(self._view[at + pad : at + tail], "little"):
-                return self._data_digest_error(header, 0)
+                return self._fail(FramingError.DATA_DIGEST)
         self._sink.pdu(_DATA_IN, header, 0, LENGTHS.unpack_from(header, LENGTHS_OFFSET)[0] >> 24 << 2, None)
         return True
 
-    def _data_digest_error(self, buffer: bytearray | bytes, at: int) -> bool:
-        if self._sink.framing_error(FramingError.DATA_DIGEST, buffer, at):
-            return True
+    def _fail(self, error: FramingError) -> bool:
         self.stop()
+        self._sink.framing_error(error)
         return False
 
     def _compact(self, needed: int) -> None:

@@ -30,7 +30,7 @@ from blockfleet.iscsi.pdu import LogoutRequest as LogoutPdu
 from blockfleet.iscsi.pdu import NopOut, ScsiCommandPdu, TaskManagementRequest
 from blockfleet.iscsi.pdu import TextRequest as TextPdu
 from blockfleet.iscsi.serial import HALF, MASK, after, within
-from blockfleet.iscsi.states import ConnectionEvent, SESSION_TRANSITIONS, SessionEvent, SessionPhase, StateMachine
+from blockfleet.iscsi.states import SESSION_TRANSITIONS, ConnectionEvent, SessionEvent, SessionPhase, StateMachine
 from blockfleet.iscsi.task import (
     Control,
     Counters,
@@ -71,9 +71,12 @@ class Patience:
 
 
 class Session:
-    """A session of one connection; :attr:`connections` is where further ones will be."""
+    """A session of one connection; :attr:`connections` is where further ones will be.
 
-    def __init__(self, patience: Patience, now: float) -> None:
+    ``cmd_sn`` is the CmdSN of the leading login and of the first command after it (RFC 3720 10.12.8).
+    """
+
+    def __init__(self, patience: Patience, now: float, cmd_sn: int) -> None:
         self.patience = patience
         self.now = now
         self.states = StateMachine(SESSION_TRANSITIONS, SessionPhase.FREE)
@@ -83,9 +86,9 @@ class Session:
         self.tasks: dict[int, Task] = {}
         self.control: dict[int, Control] = {}
         self.pending: deque[Task] = deque()
-        self.cmd_sn = 0
-        self.exp_cmd_sn = 0
-        self.max_cmd_sn = 0
+        self.cmd_sn = cmd_sn
+        self.exp_cmd_sn = cmd_sn
+        self.max_cmd_sn = cmd_sn
         self.tsih = 0
         self._next_tag = 1
         self.live: Connection | None = None
@@ -94,7 +97,7 @@ class Session:
         """The same while new requests may go to it: not once a logout has begun."""
         self.next_scan = now
 
-    # -- life --------------------------------------------------------------------------------------------------
+    # -- life
 
     def add_connection(self, connection: Connection) -> None:
         """Take a connection that is about to log in."""
@@ -105,11 +108,10 @@ class Session:
         if self.states.on(SessionEvent.CONNECTION_LOGGED_IN):
             self._leading = self.live = connection
             self.tsih = result.tsih
-            self.cmd_sn = result.cmd_sn
             self.exp_cmd_sn = result.exp_cmd_sn
             self.max_cmd_sn = result.max_cmd_sn
 
-    def connection_lost(self, connection: Connection, event: ConnectionLost) -> None:
+    def connection_lost(self, event: ConnectionLost) -> None:
         """Settle what the connection carried: at ERL 0 its loss is the session's (RFC 3720 6.1.4.4)."""
         self._leading = self.live = None
         self.states.on(SessionEvent.FAILED)
@@ -143,7 +145,7 @@ class Session:
         command.error = why
         command.on_done(command)
 
-    # -- commands ------------------------------------------------------------------------------------------------
+    # -- commands
 
     def execute(self, command: ScsiCommand, now: float) -> None:
         """Send a command, or hold it until the command window opens."""
@@ -279,7 +281,7 @@ class Session:
         if after(exp_cmd_sn, self.exp_cmd_sn) and within(self.exp_cmd_sn, exp_cmd_sn, self.cmd_sn):
             self.exp_cmd_sn = exp_cmd_sn
 
-    # -- everything but commands --------------------------------------------------------------------------------
+    # -- everything but commands
 
     def _register(self, request: Control) -> int:
         tag = self._next_tag
@@ -408,7 +410,7 @@ class Session:
         connection.send(pdu.encode())
         connection.states.on(ConnectionEvent.LOGOUT)
 
-    # -- time ----------------------------------------------------------------------------------------------------
+    # -- time
 
     def next_deadline(self) -> float:
         """Return when :meth:`advance` wants to be called next."""

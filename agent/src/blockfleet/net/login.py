@@ -7,10 +7,11 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from blockfleet.iscsi.chap import ChapCredentials
+from blockfleet.iscsi.chap import ChallengeMemory, ChapCredentials
 from blockfleet.iscsi.connection import Connection
 from blockfleet.iscsi.events import ConnectionLost, Event, LoggedIn, LoggedOut, LoginFailed, LossKind
-from blockfleet.iscsi.login import LoginFailure, LoginMachine, LoginParameters, LoginResult, SessionType
+from blockfleet.iscsi.login import LoginMachine, LoginParameters, LoginResult, SessionType
+from blockfleet.iscsi.login_failure import LoginFailure
 from blockfleet.iscsi.parameters import DISCOVERY_OFFER, SessionOffer
 from blockfleet.iscsi.session import Patience, Session
 from blockfleet.model.errors import BlockfleetError
@@ -21,6 +22,9 @@ from blockfleet.net.transport import SessionTransport
 
 LEADING_CID = 1
 """CID of the first connection of a session."""
+
+_CHALLENGES = ChallengeMemory()
+"""Of all logins of this process: a challenge reflected from one connection to another is recognised."""
 
 _DIGEST_KEYS = {"none": "None", "crc32c": "CRC32C"}
 
@@ -103,7 +107,8 @@ class _Dialling:
         self.outcome: asyncio.Future[Dialled | LoginFailure] = loop.create_future()
         self._over: asyncio.Future[ConnectionLost | LoggedOut] = loop.create_future()
         now = loop.time()
-        self._session = Session(intent.patience, now)
+        cmd_sn = int.from_bytes(random_bytes(4), "big")
+        self._session = Session(intent.patience, now, cmd_sn)
         self.transport = SessionTransport(self._session, self._event)
         machine = LoginMachine(
             LoginParameters(
@@ -114,11 +119,12 @@ class _Dialling:
                 isid=intent.isid,
                 tsih=0,
                 cid=LEADING_CID,
-                cmd_sn=int.from_bytes(random_bytes(4), "big"),
+                cmd_sn=cmd_sn,
                 offer=intent.offer(),
                 credentials=intent.credentials,
             ),
             random_bytes,
+            _CHALLENGES,
         )
         connection = Connection(self._session, LEADING_CID, machine, self.transport.wake, now + intent.timeout)
         self._session.add_connection(connection)

@@ -13,7 +13,7 @@ import enum
 import os
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from blockfleet.iscsi.chap import ChapCredentials
@@ -25,7 +25,8 @@ from blockfleet.iscsi.events import (
     LoggedOut,
     LogoutAsked,
 )
-from blockfleet.iscsi.login import LoginFailure, LoginFailureKind, LoginResult, login_error
+from blockfleet.iscsi.login import LoginResult
+from blockfleet.iscsi.login_failure import FailureKind, LoginFailure, login_error
 from blockfleet.iscsi.parameters import Negotiated
 from blockfleet.iscsi.reconnect import BackOff
 from blockfleet.iscsi.session import Patience, Session
@@ -39,8 +40,7 @@ from blockfleet.scsi.command import Outcome, ScsiCommand
 MAXIMUM_REDIRECTS = 5
 """Redirects in a row that one login follows."""
 
-PERMANENT = frozenset({LoginFailureKind.REDIRECT_PERMANENT})
-REDIRECTS = PERMANENT | {LoginFailureKind.REDIRECT_TEMPORARY}
+REDIRECTS = frozenset({FailureKind.REDIRECT_PERMANENT, FailureKind.REDIRECT_TEMPORARY})
 
 
 class NexusPhase(enum.StrEnum):
@@ -116,9 +116,10 @@ class Nexus:
         self._refused = False
         self._stopping = False
         self._totals: dict[str, int] = {}
-        self._back_off = BackOff(random.Random(int.from_bytes(random_bytes(8), "big")).random)  # noqa: S311 - jitter
+        jitter = random.Random(int.from_bytes(random_bytes(8), "big"))  # noqa: S311 - spreads retries, no secret
+        self._back_off = BackOff(jitter.random)
 
-    # -- life -----------------------------------------------------------------------------------------------------
+    # -- life
 
     def start(self) -> None:
         """Begin to connect, and keep coming back until :meth:`stop`."""
@@ -156,7 +157,7 @@ class Nexus:
             self._drain()
             await asyncio.wait([over], timeout=session.patience.logout + 1)
 
-    # -- what it can be asked for -----------------------------------------------------------------------------------
+    # -- what it can be asked for
 
     def execute(self, command: ScsiCommand) -> None:
         """Run a command; REFUSED at once while not logged in."""
@@ -233,7 +234,7 @@ class Nexus:
         present = self._session.counters.as_dict() if self._session is not None else {}
         return {name: self._totals.get(name, 0) + present.get(name, 0) for name in self._totals | present}
 
-    # -- coming back --------------------------------------------------------------------------------------------------
+    # -- coming back
 
     async def _run(self) -> None:
         while not self._stopping:
@@ -258,6 +259,11 @@ class Nexus:
         portal = self._moved_to or parameters.portal
         for _ in range(MAXIMUM_REDIRECTS + 1):
             failure = await self._attempt(parameters, portal)
+            if failure is not None and failure.retry_single_algorithm and parameters.credentials is not None:
+                # Some old targets fail on a list that has algorithms they do not know.
+                single = replace(parameters.credentials, algorithms=parameters.credentials.algorithms[-1:])
+                parameters = replace(parameters, credentials=single)
+                failure = await self._attempt(parameters, portal)
             if failure is None:
                 return
             if failure.kind not in REDIRECTS or failure.redirect is None:
@@ -270,12 +276,12 @@ class Nexus:
                     f"cannot log in to {parameters.target} at {portal}: redirected to {moved_to}",
                     remedy="the target must not redirect to a loopback, multicast or unspecified address",
                 )
-            if failure.kind in PERMANENT:
+            if failure.kind is FailureKind.REDIRECT_PERMANENT:
                 self._moved_to = moved_to
             portal = moved_to
         raise BlockfleetError(
             Isdsc.TARGET_MOVED_TEMPORARILY,
-            f"cannot log in to {parameters.target} at {parameters.portal}: more than {MAXIMUM_REDIRECTS} redirects",
+            f"cannot log in to {parameters.target} at {parameters.portal}: over {MAXIMUM_REDIRECTS} redirects",
             remedy="check the target's redirection",
         )
 
@@ -329,7 +335,7 @@ class Nexus:
         self._session = None
         self._dialled = None
         self.phase = NexusPhase.RECOVERING
-                where = f"{self.parameters.target} at {self.parameters.portal}"
+        where = f"{self.parameters.target} at {self.parameters.portal}"
         self.error = BlockfleetError(
             Isdsc.TRANSPORT_ERROR,
             f"lost the session to {where}: {'logged out' if isinstance(ended, LoggedOut) else ended.detail}",

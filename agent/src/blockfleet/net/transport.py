@@ -42,9 +42,9 @@ class SessionTransport(asyncio.BufferedProtocol):
         """Take the connection that this transport carries; before the transport is connected."""
         self._connection = connection
         # One call less for each read from the socket.
-        self.get_buffer = connection.get_buffer  # type: ignore[method-assign]
+        self.get_buffer = connection.get_buffer  # type: ignore[assignment]
 
-    # -- asyncio.BufferedProtocol ------------------------------------------------------------------------------
+    # -- asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the login."""
@@ -92,7 +92,7 @@ class SessionTransport(asyncio.BufferedProtocol):
         self._connection.closed(f"connection lost: {exc}" if exc else "connection closed by the target")
         self._after_entry()
 
-    # -- what the nexus calls -----------------------------------------------------------------------------------
+    # -- what the nexus calls
 
     def wake(self) -> None:
         """Send the connection's output at the end of this loop turn."""
@@ -118,7 +118,7 @@ class SessionTransport(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.close()
 
-    # -- inside ---------------------------------------------------------------------------------------------------
+    # -- inside
 
     def _flush(self) -> None:
         self._flush_scheduled = False
