@@ -79,23 +79,61 @@ class AgentRefused(AgentError):
         }
 
 
+class _BoundedSocket(socket.socket):
+    """A Unix socket on which no single wait, and so no dripping peer, goes beyond a deadline."""
+
+    deadline = 0.0
+
+    def bound(self) -> None:
+        """Let the next wait last until the deadline; raises :class:`socket.timeout` where it has passed."""
+        remaining = self.deadline - time.monotonic()
+        if remaining <= 0:
+            raise socket.timeout("deadline passed")
+        self.settimeout(remaining)
+
+    def recv_into(self, *arguments: t.Any, **keywords: t.Any) -> int:
+        self.bound()
+        return super().recv_into(*arguments, **keywords)
+
+    def sendall(self, *arguments: t.Any, **keywords: t.Any) -> None:
+        self.bound()
+        super().sendall(*arguments, **keywords)
+
+
 class _UnixConnection(http.client.HTTPConnection):
-    """An HTTP connection whose transport is a Unix socket."""
+    """An HTTP connection whose transport is a Unix socket; ``timeout`` bounds all of it together."""
 
     def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
+        super().__init__("localhost")
         self._path = path
-        self.transport = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        """Stays reachable when the connection has handed its socket over to the response."""
+        self._transport = _BoundedSocket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._transport.deadline = time.monotonic() + timeout
 
     def connect(self) -> None:
-        self.transport.settimeout(self.timeout)
-        self.transport.connect(self._path)
-        self.sock = self.transport
+        self._transport.bound()
+        try:
+            self._transport.connect(self._path)
+        except socket.timeout:
+            raise
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise AgentNotRunning(
+                "the Blockfleet agent is not running on this host"
+                f" (no answer at {self._path}: {error.strerror}): {INSTALL_HINT}"
+            ) from None
+        except PermissionError:
+            raise AgentForbidden(
+                f"this user may not talk to the agent at {self._path}: run the task with become: true,"
+                " or give agent_socket the path of the socket that this user may use"
+            ) from None
+        except OSError as error:
+            raise AgentNotRunning(
+                f"cannot open {self._path}: {error}: give agent_socket the path of the agent's socket"
+            ) from None
+        self.sock = self._transport
 
     def close(self) -> None:
         super().close()
-        self.transport.close()
+        self._transport.close()
 
 
 class AgentClient:
@@ -134,21 +172,11 @@ class AgentClient:
     def _exchange(self, method: str, route: str, body: dict[str, t.Any] | None, timeout: float) -> dict[str, t.Any]:
         connection = _UnixConnection(self._path, timeout)
         try:
-            status, raw = _roundtrip(connection, method, route, body, time.monotonic() + timeout)
+            status, raw = _roundtrip(connection, method, route, body)
         except socket.timeout:
             raise AgentSilent(
                 f"the agent at {self._path} did not answer {method} {route} within {timeout:g} s:"
                 " look at 'journalctl -u blockfleetd', and give it more time with agent_timeout"
-            ) from None
-        except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise AgentNotRunning(
-                "the Blockfleet agent is not running on this host"
-                f" (no answer at {self._path}: {error.strerror}): {INSTALL_HINT}"
-            ) from None
-        except PermissionError:
-            raise AgentForbidden(
-                f"this user may not talk to the agent at {self._path}: run the task with become: true,"
-                " or give agent_socket the path of the socket that this user may use"
             ) from None
         except (http.client.HTTPException, OSError, ValueError) as error:
             raise AgentGarbled(
@@ -161,9 +189,9 @@ class AgentClient:
 
 
 def _roundtrip(
-    connection: _UnixConnection, method: str, route: str, body: dict[str, t.Any] | None, deadline: float
+    connection: _UnixConnection, method: str, route: str, body: dict[str, t.Any] | None
 ) -> tuple[int, bytes]:
-    """Send one request and read its answer whole, by ``deadline`` on the monotonic clock."""
+    """Send one request and read its answer whole."""
     headers = {"Accept": "application/json"}
     payload = None
     if body is not None:
@@ -174,10 +202,6 @@ def _roundtrip(
     chunks: list[bytes] = []
     size = 0
     while True:
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            raise socket.timeout("deadline passed")
-        connection.transport.settimeout(remaining)
         chunk = response.read(_CHUNK)
         if not chunk:
             break

@@ -27,6 +27,7 @@ class TaskResult:
     task: str
     result: dict[str, Any]
     diff: Any
+    warnings: list[str]
 
     @property
     def changed(self) -> bool:
@@ -35,10 +36,6 @@ class TaskResult:
     @property
     def message(self) -> str:
         return str(self.result.get("msg", ""))
-
-    @property
-    def warnings(self) -> list[str]:
-        return [str(w) for w in self.result.get("warnings", [])]
 
     @property
     def texts(self) -> list[str]:

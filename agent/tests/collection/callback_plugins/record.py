@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 from ansible.plugins.callback import CallbackBase
 
@@ -27,7 +28,7 @@ class CallbackModule(CallbackBase):
 
     def __init__(self) -> None:
         super().__init__()
-        self._path = os.environ["PLAYBOOK_RECORD"]
+        self._path = Path(os.environ["PLAYBOOK_RECORD"])
 
     def _record(self, outcome: str, result: object) -> None:
         entry = {
@@ -35,9 +36,10 @@ class CallbackModule(CallbackBase):
             "task": result.task.get_name(),
             # What the stock callbacks show, after the censoring that they do.
             "result": json.loads(self._dump_results(result.result)),
+            "warnings": [str(warning) for warning in result.result.get("warnings", [])],
             "diff": json.loads(json.dumps(result.result.get("diff"), default=str)),
         }
-        with open(self._path, "a", encoding="utf-8") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
     def v2_runner_on_ok(self, result: object) -> None:
