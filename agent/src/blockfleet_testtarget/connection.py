@@ -1,0 +1,531 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One TCP connection: PDUs in and out, digests, status numbers, and the full feature phase."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections import deque
+from typing import TYPE_CHECKING, cast
+
+from crc32c import crc32c
+
+from blockfleet_testtarget import codec, task_management, text
+from blockfleet_testtarget.codec import (
+    DIGEST_LENGTH,
+    FINAL,
+    HEADER_LENGTH,
+    MASK32,
+    NO_TAG,
+    WRITE,
+    AsyncEvent,
+    Op,
+    Pdu,
+    RejectReason,
+    later,
+    target_header,
+)
+from blockfleet_testtarget.keys import SEGMENT_DEFAULT
+from blockfleet_testtarget.login import Login
+from blockfleet_testtarget.scsi import sense as conditions
+from blockfleet_testtarget.tasks import ProtocolError, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from blockfleet_testtarget.scsi.sense import Sense
+    from blockfleet_testtarget.session import Session
+    from blockfleet_testtarget.target import Portal, TestTarget
+
+_LENGTHS = struct.Struct(">I")
+_DIGEST = struct.Struct("<I")
+_PADS = (b"", b"\0\0\0", b"\0\0", b"\0")
+HIGH_WATER = 4 << 20
+LOGIN_SEGMENT_LIMIT = 16384
+
+
+class Connection(asyncio.BufferedProtocol):
+    """A connection of the target side. What goes wrong closes it, with the cause in `cause`.
+
+    `violations` lists what the initiator did against the RFC, also where the target goes on.
+    """
+
+    def __init__(self, endpoint: TestTarget, portal: Portal) -> None:
+        self.endpoint = endpoint
+        self.portal = portal
+        self.number = endpoint.next_connection_number()
+        self.session: Session | None = None
+        self.login: Login | None = Login(self)
+        self.cid = 0
+        self.initiator_name = ""
+        self.target_name = ""
+        self.statsn = endpoint.config.first_statsn
+        self.acknowledged = self.statsn
+        self.peer_segment = SEGMENT_DEFAULT
+        self.own_segment = LOGIN_SEGMENT_LIMIT
+        self.header_digest = False
+        self.data_digest = False
+        self.text = text.TextExchange(self)
+        self.cause = ""
+        self.violations: list[str] = []
+        self.silent = False
+        self.delay = 0.0
+        self.pings: dict[int, float] = {}
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray(256 << 10)
+        self._view = memoryview(self._buffer)
+        self._start = 0
+        self._end = 0
+        self._out: list[bytes | memoryview] = []
+        self._flush_due = False
+        self._held: deque[tuple[float, bytes]] = deque()
+        self._acks: list[tuple[int, Callable[[], None]]] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.number} {self.initiator_name or '?'} cid={self.cid}>"
+
+    # ---- transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=HIGH_WATER)
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self.endpoint.config.login_timeout, self._login_overdue)
+        self.endpoint.connection_opened(self)
+
+    def _login_overdue(self) -> None:
+        if self.login is not None:
+            self.close("login took too long")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if not self.cause:
+            self.cause = str(exc) if exc else "closed by the initiator"
+        if self._timer is not None:
+            self._timer.cancel()
+        self.endpoint.connection_closed(self)
+        if self.session is not None:
+            self.session.connection_lost(self)
+
+    def pause_writing(self) -> None:
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    @property
+    def local_host(self) -> str:
+        """The address at which the initiator reached us."""
+        if self._transport is None:
+            return self.portal.host
+        return str(self._transport.get_extra_info("sockname")[0])
+
+    @property
+    def writable(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def close(self, cause: str = "") -> None:
+        """Send what is queued, then close."""
+        if not self.cause:
+            self.cause = cause
+        self.flush()
+        if self._transport is not None:
+            self._transport.close()
+
+    def reset(self, cause: str = "reset") -> None:
+        """Close by RST: what is queued is lost."""
+        if not self.cause:
+            self.cause = cause
+        if self._transport is None:
+            return
+        sock = self._transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
+
+    def half_close(self) -> None:
+        """Send FIN and keep reading."""
+        self.flush()
+        if self._transport is not None:
+            self._transport.write_eof()
+
+    # ---- receiving
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        del sizehint  # the transport's guess; the buffer is ours
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif len(self._buffer) - self._end < min(len(self._buffer) // 2, 65536):
+            held = self._end - self._start
+            self._view[:held] = bytes(self._view[self._start : self._end])
+            self._start, self._end = 0, held
+        return self._view[self._end :]
+
+    def _make_room(self, total: int) -> None:
+        if total <= len(self._buffer):
+            return
+        grown = bytearray(2 * total)
+        held = self._end - self._start
+        grown[:held] = self._view[self._start : self._end]
+        self._buffer, self._view = grown, memoryview(grown)
+        self._start, self._end = 0, held
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._end += nbytes
+        if self.silent:
+            self._start = self._end = 0
+            return
+        while self._end - self._start >= HEADER_LENGTH and self.writable and not self.silent:
+            if not self._take_pdu():
+                break
+        self.flush()
+
+    def _take_pdu(self) -> bool:
+        start = self._start
+        lengths = _LENGTHS.unpack_from(self._buffer, start + 4)[0]
+        ahs_length, data_length = (lengths >> 24) * 4, lengths & 0xFFFFFF
+        if data_length > self.own_segment:
+            self.violation(f"data segment of {data_length} bytes where {self.own_segment} is the limit")
+            self.close("data segment too long")
+            return False
+        header_end = start + HEADER_LENGTH + ahs_length
+        data_start = header_end + (DIGEST_LENGTH if self.header_digest else 0)
+        data_end = data_start + data_length
+        padded_end = data_end + (-data_length & 3)
+        end = padded_end + (DIGEST_LENGTH if self.data_digest and data_length else 0)
+        if end > self._end:
+            self._make_room(end - start)
+            return False
+        view = self._view
+        if self.header_digest and _DIGEST.unpack_from(view, header_end)[0] != crc32c(view[start:header_end]):
+            self.violation("header digest is wrong")
+            self.close("header digest error")
+            return False
+        bhs = bytes(view[start : start + HEADER_LENGTH])
+        ahs = bytes(view[start + HEADER_LENGTH : header_end]) if ahs_length else b""
+        pdu = Pdu(bhs, view[data_start:data_end], ahs)
+        wrong_data = bool(
+            self.data_digest
+            and data_length
+            and _DIGEST.unpack_from(view, padded_end)[0] != crc32c(view[data_start:padded_end])
+        )
+        self._start = end
+        self._handle(pdu, wrong_data=wrong_data)
+        return True
+
+    def _handle(self, pdu: Pdu, *, wrong_data: bool) -> None:
+        endpoint = self.endpoint
+        if endpoint.watched:
+            endpoint.record(self, pdu)
+            if endpoint.intercept(self, pdu):
+                return
+        if wrong_data:
+            self.violation("data digest is wrong")
+            self.reject(pdu, RejectReason.DATA_DIGEST)
+            self._lost_to_digest(pdu)
+            return
+        try:
+            if self.login is not None:
+                self.login.receive(pdu)
+            else:
+                self._full_feature(pdu)
+        except ProtocolError as error:
+            self.violation(str(error))
+            if error.reason is None:
+                self.close(str(error))
+            else:
+                self.reject(pdu, error.reason)
+
+    def _lost_to_digest(self, pdu: Pdu) -> None:
+        # At recovery level 0 a lost Data-Out ends its task; the session goes on (6.7, 10.4.7.2).
+        if pdu.opcode == Op.DATA_OUT and self.session is not None:
+            task = self.session.tasks.get(pdu.itt)
+            if task is not None:
+                task.check_condition(conditions.CRC_ERROR)
+
+    def violation(self, text_: str) -> None:
+        """Note something that the initiator must not do."""
+        self.violations.append(text_)
+        self.endpoint.violations.append(f"connection {self.number}: {text_}")
+
+    # ---- sending
+
+    def take_statsn(self) -> int:
+        """Return the StatSN of the next response and advance it."""
+        number = self.statsn
+        self.statsn = (number + 1) & MASK32
+        return number
+
+    def send(self, bhs: bytes, data: bytes | memoryview = b"") -> None:
+        """Queue a PDU; it leaves at the end of the loop's turn, through the faults that are armed."""
+        if self.endpoint.bending:
+            for pdu in self.endpoint.bend(self, Pdu(bhs, data)):
+                self.emit(pdu)
+        else:
+            self._queue(bhs, data)
+
+    def emit(self, pdu: Pdu) -> None:
+        """Queue a PDU as it is, around all faults."""
+        self._queue(pdu.bhs + pdu.ahs, pdu.data)
+
+    def emit_bytes(self, raw: bytes) -> None:
+        """Queue raw bytes: no digest, no padding."""
+        self._out.append(raw)
+        self._schedule_flush()
+
+    def encode(self, bhs: bytes, data: bytes | bytearray | memoryview) -> list[bytes | memoryview]:
+        """Return a PDU as it travels on this connection: header, digests, data, padding."""
+        parts: list[bytes | memoryview] = [bhs]
+        if self.header_digest:
+            parts.append(_DIGEST.pack(crc32c(bhs)))
+        if data:
+            pad = _PADS[len(data) & 3]
+            parts.append(memoryview(data))
+            if pad:
+                parts.append(pad)
+            if self.data_digest:
+                parts.append(_DIGEST.pack(crc32c(pad, crc32c(data)) if pad else crc32c(data)))
+        return parts
+
+    def _queue(self, bhs: bytes, data: bytes | bytearray | memoryview) -> None:
+        if self.header_digest or data:
+            self._out += self.encode(bhs, data)
+        else:
+            self._out.append(bhs)
+        self._schedule_flush()
+
+    def _schedule_flush(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            asyncio.get_running_loop().call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Hand what is queued to the transport, now or after the delay that is set."""
+        self._flush_due = False
+        if not self._out:
+            return
+        parts, self._out = self._out, []
+        if self._transport is None or self._transport.is_closing() or self.silent:
+            return
+        if self.delay or self._held:
+            loop = asyncio.get_running_loop()
+            self._held.append((loop.time() + self.delay, b"".join(parts)))
+            loop.call_at(self._held[-1][0], self._release)
+        else:
+            self._transport.writelines(parts)
+
+    def _release(self) -> None:
+        now = asyncio.get_running_loop().time()
+        while self._held and self._held[0][0] <= now + 0.001:
+            raw = self._held.popleft()[1]
+            if self.writable and not self.silent and self._transport is not None:
+                self._transport.write(raw)
+
+    def window(self) -> tuple[int, int]:
+        """Return ExpCmdSN and MaxCmdSN for a header."""
+        if self.session is None:
+            return 0, 0
+        return self.session.expcmdsn, self.session.max_cmdsn()
+
+    def reject(self, pdu: Pdu, reason: int) -> None:
+        """Send a Reject with the header of a PDU (10.17)."""
+        header = target_header(
+            Op.REJECT, byte2=reason, length=HEADER_LENGTH, statsn=self.take_statsn(), window=self.window()
+        )
+        self.send(header, pdu.bhs)
+
+    def ping(self, lun: bytes = codec.NO_LUN) -> int:
+        """Send a NOP-In that wants an answer; return its tag."""
+        tag = self.session.new_tag() if self.session is not None else 1
+        self.pings[tag] = asyncio.get_running_loop().time()
+        self.send(target_header(Op.NOP_IN, lun=lun, ttt=tag, statsn=self.statsn, window=self.window()))
+        return tag
+
+    def send_async(
+        self, event: int, parameters: tuple[int, int, int] = (0, 0, 0), sense: Sense | None = None, vcode: int = 0
+    ) -> None:
+        """Send an Asynchronous Message (10.9)."""
+        data = b""
+        if event == AsyncEvent.SCSI and sense is not None:
+            fixed = sense.fixed()
+            data = struct.pack(">H", len(fixed)) + fixed
+        header = target_header(
+            Op.ASYNC,
+            length=len(data),
+            statsn=self.take_statsn(),
+            word36=event << 24 | vcode << 16 | parameters[0],
+            word40=parameters[1] << 16 | parameters[2],
+            window=self.window(),
+        )
+        self.send(header, data)
+
+    # ---- full feature phase
+
+    def enter_full_feature(self, session: Session, segment: int) -> None:
+        """The login is complete: digests hold from the next PDU on, in both directions."""
+        self.login = None
+        if self._timer is not None:
+            self._timer.cancel()
+        self.session = session
+        self.own_segment = segment
+
+    def when_acknowledged(self, callback: Callable[[], None]) -> None:
+        """Call back when all status sent so far is acknowledged, asking for it by a NOP-In."""
+        if not later(self.statsn, self.acknowledged):
+            callback()
+            return
+        self._acks.append((self.statsn, callback))
+        self.ping()
+
+    def _acknowledge(self, expstatsn: int) -> None:
+        if later(expstatsn, self.statsn):
+            self.violation(f"ExpStatSN {expstatsn} acknowledges what was not sent ({self.statsn} is next)")
+            return
+        if later(expstatsn, self.acknowledged):
+            self.acknowledged = expstatsn
+        if self._acks:
+            due = [callback for statsn, callback in self._acks if not later(statsn, self.acknowledged)]
+            self._acks = [entry for entry in self._acks if later(entry[0], self.acknowledged)]
+            for callback in due:
+                callback()
+
+    def _full_feature(self, pdu: Pdu) -> None:
+        session = self.session
+        if session is None:
+            raise ProtocolError("PDU outside of a session")
+        opcode = pdu.opcode
+        self._acknowledge(pdu.expstatsn)
+        if opcode == Op.DATA_OUT:
+            self._data_out(session, pdu)
+        elif opcode in _NUMBERED:
+            if session.node is None and opcode not in _IN_DISCOVERY:
+                raise ProtocolError("request not allowed in a discovery session", RejectReason.PROTOCOL_ERROR)
+            session.receive(self, pdu)
+        elif opcode == Op.SNACK:
+            raise ProtocolError("SNACK at recovery level 0", RejectReason.SNACK)
+        else:
+            raise ProtocolError(f"opcode {opcode:#04x}", RejectReason.NOT_SUPPORTED)
+
+    def deliver(self, pdu: Pdu) -> None:
+        """Act on a request whose turn has come."""
+        _NUMBERED[pdu.opcode](self, pdu)
+
+    def _data_out(self, session: Session, pdu: Pdu) -> None:
+        if pdu.ttt == NO_TAG:
+            task = session.tasks.get(pdu.itt)
+            if task is not None:
+                task.unsolicited_data(pdu)
+            elif not self._stray(pdu):
+                raise ProtocolError("Data-Out for no task", RejectReason.INVALID_FIELD)
+            return
+        transfer = session.transfers.get(pdu.ttt)
+        if transfer is None:
+            if not self._stray(pdu):
+                raise ProtocolError(f"Data-Out for tag {pdu.ttt:#x}", RejectReason.INVALID_FIELD)
+            return
+        if transfer.task.itt != pdu.itt:
+            raise ProtocolError("Data-Out with the tags of two tasks", RejectReason.INVALID_FIELD)
+        transfer.task.solicited_data(transfer, pdu)
+
+    def _stray(self, pdu: Pdu) -> bool:
+        # Data of a task that was aborted, reset or answered early may still be on its way.
+        return self.session is not None and pdu.itt in self.session.ended
+
+    def _scsi_command(self, pdu: Pdu) -> None:
+        self.make_task(pdu).start(pdu.data)
+
+    def make_task(self, pdu: Pdu) -> Task:
+        """Check a SCSI Command and put its task into the task set; raises ProtocolError."""
+        session = self.session
+        if session is None:
+            raise ProtocolError("SCSI Command outside of a session")
+        if pdu.itt in session.tasks:
+            raise ProtocolError("Initiator Task Tag is in use", RejectReason.TASK_IN_PROGRESS)
+        flags, length = pdu.flags, len(pdu.data)
+        if length and not session.values["ImmediateData"]:
+            raise ProtocolError("immediate data where ImmediateData=No")
+        if flags & WRITE:
+            if not flags & FINAL and session.values["InitialR2T"]:
+                raise ProtocolError("F=0 in a write where InitialR2T=Yes")
+            if length > min(session.values["FirstBurstLength"], pdu.expected_length):
+                raise ProtocolError("more immediate data than FirstBurstLength or the expected length")
+        elif not flags & FINAL:
+            raise ProtocolError("F and W are both 0", RejectReason.INVALID_FIELD)
+        task = Task(session, self, pdu)
+        session.add_task(task)
+        return task
+
+    def _nop_out(self, pdu: Pdu) -> None:
+        if pdu.ttt != NO_TAG:
+            self.pings.pop(pdu.ttt, None)
+        if pdu.itt == NO_TAG:
+            if not pdu.immediate:
+                self.violation("NOP-Out without a tag must be immediate")
+            return
+        data = bytes(pdu.data[: self.peer_segment])
+        header = target_header(
+            Op.NOP_IN,
+            length=len(data),
+            lun=pdu.lun,
+            itt=pdu.itt,
+            ttt=NO_TAG,
+            statsn=self.take_statsn(),
+            window=self.window(),
+        )
+        self.send(header, data)
+
+    def _task_request(self, pdu: Pdu) -> None:
+        if self.session is not None:
+            task_management.carry_out(self, self.session, pdu)
+
+    def _text_request(self, pdu: Pdu) -> None:
+        self.text.receive(pdu)
+
+    def _logout(self, pdu: Pdu) -> None:
+        session, reason = self.session, pdu.flags & 0x7F
+        if session is None:
+            return
+        closing: list[Connection] = []
+        answer = 0
+        if reason == 0:
+            closing = [other for other in session.connections.values() if other is not self]
+        elif reason == 1:
+            victim = session.connections.get(pdu.cid)
+            answer = 0 if victim is not None else 1
+            if victim is not None and victim is not self:
+                closing = [victim]
+        else:
+            answer = 2
+        for task in list(session.tasks.values()):
+            if reason == 0 or (reason == 1 and task.connection.cid == pdu.cid):
+                task.aborted = True
+                task.finish()
+        header = target_header(
+            Op.LOGOUT_RESPONSE,
+            byte2=answer,
+            itt=pdu.itt,
+            statsn=self.take_statsn(),
+            word40=session.values["DefaultTime2Wait"] << 16 | session.values["DefaultTime2Retain"],
+            window=self.window(),
+        )
+        self.send(header)
+        for other in closing:
+            other.close("logged out on another connection")
+        if answer == 0 and (reason == 0 or pdu.cid == self.cid):
+            self.close("logged out")
+
+
+_NUMBERED: dict[int, Callable[[Connection, Pdu], None]] = {
+    Op.NOP_OUT: Connection._nop_out,  # noqa: SLF001 - the table of this class
+    Op.SCSI_COMMAND: Connection._scsi_command,  # noqa: SLF001
+    Op.TASK_REQUEST: Connection._task_request,  # noqa: SLF001
+    Op.TEXT_REQUEST: Connection._text_request,  # noqa: SLF001
+    Op.LOGOUT_REQUEST: Connection._logout,  # noqa: SLF001
+}
+_IN_DISCOVERY = frozenset({Op.NOP_OUT, Op.TEXT_REQUEST, Op.LOGOUT_REQUEST})

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One command as the device server sees it."""
+
+from __future__ import annotations
+
+from blockfleet_testtarget.scsi.unit import LogicalUnit, Nexus
+
+
+class Call:
+    """A CDB with its logical unit, nexus and Data-Out buffer.
+
+    `luns` are the LUNs of the target, for REPORT LUNS. `data` may be a view that is valid during
+    the call only.
+    """
+
+    __slots__ = ("cdb", "data", "luns", "nexus", "unit")
+
+    def __init__(
+        self,
+        cdb: bytes,
+        unit: LogicalUnit,
+        nexus: Nexus,
+        luns: list[int],
+        data: bytes | bytearray | memoryview = b"",
+    ) -> None:
+        self.cdb = cdb
+        self.unit = unit
+        self.nexus = nexus
+        self.luns = luns
+        self.data = data
