@@ -94,4 +94,3 @@ class Counters:
 
 Control = TaskRequest | TextRequest | Ping | LogoutRequest
 """Whatever has an Initiator Task Tag and is not a SCSI command."""
-
