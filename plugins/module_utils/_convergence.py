@@ -6,7 +6,7 @@
 """From one change to one module result: the agent plans or applies, and everything is taken from its answer.
 
 Check mode and the real run differ in the route that is asked, in nothing else.  Of the module object only
-``params``, ``check_mode``, ``warn``, ``fail_json`` and ``exit_json`` are used.
+``params``, ``check_mode``, ``no_log_values``, ``warn``, ``fail_json`` and ``exit_json`` are used.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import typing as t
 
+from ansible.module_utils.common.parameters import remove_values
 from ansible_collections.blockfleet.iscsi.plugins.module_utils._agent_client import (
     AgentClient,
     AgentError,
@@ -65,7 +66,7 @@ def converge(
         plan = client.plan(change) if module.check_mode else client.apply(change)
         result.update(_result(plan))
         for warning in plan["warnings"]:
-            module.warn(warning)
+            warn(module, warning)
         _fail_if_refused(module, plan, result)
         _judge(module, plan, result)
         if completion is not None:
@@ -117,7 +118,12 @@ def _judge(module: t.Any, plan: dict[str, t.Any], result: dict[str, t.Any]) -> N
             **result,
         )
     for text in texts:
-        module.warn(text)
+        warn(module, text)
+
+
+def warn(module: t.Any, text: str) -> None:
+    """Warn the user; unlike results, warnings are not censored by AnsibleModule, so that it is done here."""
+    module.warn(remove_values(text, module.no_log_values))
 
 
 def problem_text(problem: t.Any) -> str:

@@ -327,7 +327,7 @@ def discovered(module: AnsibleModule, client: AgentClient, plan: dict[str, t.Any
         return {"targets": []}
     answer = client.discover(portals, patience=module.params["wait_timeout"])
     for problem in answer.get("problems", []):
-        module.warn(_convergence.problem_text(problem))
+        _convergence.warn(module, _convergence.problem_text(problem))
     return {"targets": answer.get("targets", [])}
 
 

@@ -65,7 +65,9 @@ def test_no_output_shows_a_secret(agent: FakeAgent, playbook: Playbook, vault: s
     assert leaked(json.dumps([r.result for r in run.results])) == []
 
 
-def test_no_process_carries_a_secret_in_its_arguments_or_environment(agent: FakeAgent, playbook: Playbook) -> None:
+def test_no_process_carries_a_secret_in_its_arguments_or_environment(
+    agent: FakeAgent, playbook: Playbook, vault: str
+) -> None:
     seen: list[str] = []
     looked_at: list[str] = []
 
