@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Answers as people see them: plans and reports as lines, the host as tables."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from blockfleet.model.plan import (
+    Action,
+    Disruption,
+    HostStatus,
+    Origin,
+    Plan,
+    Problem,
+    Report,
+    ReportStatus,
+    TargetStatus,
+    VolumeStatus,
+)
+
+GOOD, DOUBTFUL, BAD, FAINT, STRONG = "green", "yellow", "red", "dim", "bold"
+
+_SIGN_STYLES = {"+": GOOD, "~": DOUBTFUL, "-": BAD}
+
+_DISRUPTIONS = {
+    Disruption.NONE: "",
+    Disruption.RELOGIN: "re-login: I/O on one path pauses",
+    Disruption.INTERRUPTS: "interrupts who uses it",
+}
+
+_PHASE_STYLES = {
+    "logged_in": GOOD,
+    "online": GOOD,
+    "active": GOOD,
+    "standby": GOOD,
+    "connecting": DOUBTFUL,
+    "recovering": DOUBTFUL,
+    "closing": DOUBTFUL,
+    "degraded": DOUBTFUL,
+    "queueing": DOUBTFUL,
+    "fencing": DOUBTFUL,
+}
+
+_REPORT_STYLES = {
+    ReportStatus.IN_SYNC: (GOOD, "in sync"),
+    ReportStatus.PARTIAL: (DOUBTFUL, "partial: some paths are missing, min_paths is satisfied"),
+    ReportStatus.NOT_VERIFIED: (BAD, "not verified: the host is not as it was asked to be"),
+}
+
+_SEVERITY_STYLES = {"info": "", "warning": DOUBTFUL, "error": BAD}
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+def size(count: int) -> str:
+    """Write a number of bytes in the largest unit that keeps it at 1 or more: ``64 MiB``, ``1.5 GiB``."""
+    value, unit = float(count), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.4g} {_UNITS[unit]}"
+
+
+def plan_lines(plan: Plan) -> Iterator[Text]:
+    """Yield a plan line by line, with its summary at the end."""
+    if plan.actions:
+        yield from _actions(plan.actions)
+        summary = plan.summary
+        yield Text(f"Plan: {summary.add} to add, {summary.change} to change, {summary.remove} to remove.", STRONG)
+    else:
+        yield Text(f"No changes: nothing is left to do for generation {plan.generation}.", STRONG)
+    yield from _notes(plan)
+
+
+def report_lines(report: Report) -> Iterator[Text]:
+    """Yield what an apply did line by line, and how the host stood at its end."""
+    yield from _actions(report.actions)
+    summary = report.summary
+    done = f"Applied: {summary.add} added, {summary.change} changed, {summary.remove} removed"
+    line = Text(done if report.actions else "No changes", STRONG)
+    style, text = _REPORT_STYLES[report.status]
+    line.append("; generation ", "not bold").append(str(report.generation), "not bold")
+    if report.waited >= 0.1:
+        line.append(f", waited {report.waited:.1f} s", "not bold")
+    line.append(": ", "not bold").append(text, style)
+    yield line
+    yield from _notes(report)
+
+
+def _actions(actions: Iterable[Action]) -> Iterator[Text]:
+    for action in actions:
+        line = Text(action.text, _SIGN_STYLES.get(action.verb.sign, ""))
+        if action.origin is Origin.CORRECTIVE:
+            line.append("  (drift)", DOUBTFUL)
+        if action.disruption is not Disruption.NONE:
+            line.append(f"  ({_DISRUPTIONS[action.disruption]})", DOUBTFUL)
+        yield line
+        if action.refused:
+            yield Text(f"    refused: {action.refused}", BAD)
+
+
+def _notes(plan: Plan) -> Iterator[Text]:
+    for warning in plan.warnings:
+        yield Text("warning: ", DOUBTFUL).append(warning, "default")
+    for problem in plan.problems:
+        yield problem_line(problem)
+
+
+def problem_line(problem: Problem) -> Text:
+    """Write a problem with its stable name."""
+    line = Text("problem: ", BAD)
+    if problem.subject and problem.subject not in problem.message:
+        line.append(f"{problem.subject}: ", "default")
+    return line.append(problem.message, "default").append(f" [{problem.name}]", FAINT)
+
+
+def status_parts(status: HostStatus) -> Iterator[RenderableType]:
+    """Yield the host: who it is, its targets, its volumes, and what is wrong."""
+    yield _head(status)
+    if status.degraded:
+        yield Text("degraded: ", BAD).append(status.degraded, "default")
+    if status.targets:
+        yield _titled("Targets", targets_table(status.targets))
+    if status.volumes:
+        yield _titled("Volumes", volumes_table(status.volumes))
+    if not status.targets and not status.volumes:
+        yield Text("\nNothing is declared. Write a document and hand it to 'blockfleet apply FILE'.", FAINT)
+    if status.problems:
+        yield Text("")
+        yield from map(problem_line, status.problems)
+
+
+def _head(status: HostStatus) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    host = Text(status.initiator.name or "no initiator name yet", STRONG)
+    if status.initiator.alias:
+        host.append(f" ({status.initiator.alias})", "not bold")
+    if status.in_sync:
+        verdict = Text("in sync", f"{STRONG} {GOOD}")
+    else:
+        verdict = Text("not in sync", f"{STRONG} {BAD if status.degraded else DOUBTFUL}")
+    grid.add_row(Text("Initiator", FAINT), host)
+    grid.add_row(Text("State", FAINT), verdict.append(f"  generation {status.generation}", "not bold default"))
+    engine = status.engine
+    if engine.reachable:
+        text = Text("running", GOOD).append(
+            f"  version {engine.version}, process {engine.pid}, instance {engine.instance}", "default"
+        )
+    else:
+        text = Text("not reachable", BAD)
+    grid.add_row(Text("Engine", FAINT), text)
+    return grid
+
+
+def _titled(title: str, table: Table) -> RenderableType:
+    table.title = Text(title, STRONG)
+    table.title_justify = "left"
+    return Padding(table, (1, 0, 0, 0))
+
+
+def _table(*columns: str, right: frozenset[str] = frozenset()) -> Table:
+    table = Table(box=None, header_style=FAINT, pad_edge=False, padding=(0, 3, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _phase(phase: str) -> Text:
+    return Text(phase.replace("_", " "), _PHASE_STYLES.get(phase, BAD))
+
+
+def _ratio(up: int, total: int) -> Text:
+    style = GOOD if up >= total else DOUBTFUL if up else BAD
+    return Text(f"{up}/{total}", style if total else FAINT)
+
+
+def targets_table(targets: Iterable[TargetStatus]) -> Table:
+    """Return one row a target: sessions up of those that shall be, policy, state."""
+    table = _table("TARGET", "PORTALS UP", "POLICY", "LIFETIME", "STATE")
+    for target in targets:
+        up = sum(session["phase"] == "logged_in" for session in target.sessions)
+        total = len(target.portals) or len(target.sessions)
+        table.add_row(target.name, _ratio(up, total), target.policy, target.lifetime, _target_state(target, up))
+    return table
+
+
+def _target_state(target: TargetStatus, up: int) -> Text:
+    if not target.declared:
+        return Text("not declared", DOUBTFUL)
+    if not target.portals and not target.sessions:
+        return Text("no sessions wanted", FAINT)
+    missing = next((s for s in target.sessions if s["phase"] != "logged_in"), None)
+    if missing is None and up >= len(target.portals):
+        return Text("logged in", GOOD)
+    text = Text("partly logged in", DOUBTFUL) if up else Text("not logged in", BAD)
+    if missing is not None:
+        text.append(f", {missing['portal']} ", "default").append_text(_phase(str(missing["phase"])))
+    return text
+
+
+def volumes_table(volumes: Iterable[VolumeStatus]) -> Table:
+    """Return one row a volume."""
+    table = _table(
+        "VOLUME", "SIZE", "STATE", "PATHS", "POLICY", "CLIENTS", "IDENTITY", "DEVICE", right=frozenset({"SIZE"})
+    )
+    for volume in volumes:
+        usable = sum(path["phase"] in ("active", "standby") for path in volume.paths)
+        state = _phase(volume.phase)
+        if volume.read_only:
+            state.append(", read-only", "default")
+        if not volume.declared:
+            state.append(", not declared", DOUBTFUL)
+        table.add_row(
+            volume.name,
+            size(volume.size) if volume.size else "",
+            state,
+            _ratio(usable, len(volume.paths)),
+            volume.policy,
+            str(volume.clients),
+            volume.identity or f"LUN {volume.lun}",
+            volume.device or volume.socket,
+        )
+    return table
+
+
+def sessions_table(targets: Iterable[TargetStatus]) -> Table:
+    """Return one row a session, with what it negotiated and why it is not up."""
+    table = _table("TARGET", "PORTAL", "STATE", "ISID", "TSIH", "DIGESTS", "LOGINS", "UNITS", "CAUSE")
+    for target in targets:
+        for session in target.sessions:
+            table.add_row(
+                target.name,
+                str(session["portal"]),
+                _phase(str(session["phase"])),
+                str(session["isid"]),
+                str(session.get("tsih", 0)),
+                _digests(session.get("negotiated", {})),
+                str(session.get("logins", 0)),
+                str(len(session.get("units", ()))),
+                str((session.get("fault") or {}).get("message", "")),
+            )
+    return table
+
+
+def _digests(negotiated: Mapping[str, str]) -> str:
+    return "/".join(negotiated.get(key, "-") for key in ("HeaderDigest", "DataDigest"))
+
+
+def discovered_table(targets: Iterable[Any]) -> Table:
+    """Return one row a portal that discovery shows."""
+    table = _table("TARGET", "PORTAL", "GROUP TAG")
+    for found in targets:
+        for portal in found.portals:
+            table.add_row(found.target, portal.portal, "" if portal.tag is None else str(portal.tag))
+    return table
+
+
+def event_line(event: Mapping[str, Any]) -> Text:
+    """Write an event as one line: time, number, name, subject, text."""
+    moment = datetime.datetime.fromtimestamp(event["time"], datetime.UTC)
+    line = Text(moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"), FAINT)
+    line.append(f" {event['number']:>4} ", "default")
+    line.append(str(event["name"]), _SEVERITY_STYLES.get(event["severity"], BAD))
+    return line.append(f" {event['subject']}: {event['message']}", "default")
