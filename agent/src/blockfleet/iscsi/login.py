@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blockfleet.iscsi.chap import (
     ChallengeMemory,
@@ -23,6 +23,7 @@ from blockfleet.iscsi.constants import (
     RESERVED_TAG,
     VERSION,
     LoginStage,
+    LoginStatus,
     LoginStatusClass,
     Opcode,
 )
@@ -112,6 +113,15 @@ class LoginParameters:
                 raise ValueError(f"{name} is not normalised")
         if len(self.initiator_alias.encode()) > MAXIMUM_SIMPLE_VALUE or not (self.initiator_alias.isprintable()):
             raise ValueError(f"an alias has at most {MAXIMUM_SIMPLE_VALUE} printable bytes")
+
+    def with_single_algorithm(self) -> LoginParameters:
+        """Return the same login with the last of its CHAP algorithms alone, for ``retry_single_algorithm``.
+
+        No secret is exposed more than by the list: a target may choose that algorithm from it, too.
+        """
+        if self.credentials is None:
+            return self
+        return replace(self, credentials=replace(self.credentials, algorithms=self.credentials.algorithms[-1:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,22 +339,29 @@ class LoginMachine:
                 kind, message = FailureKind.PROTOCOL, "a redirection without a usable TargetAddress"
             else:
                 message = f"now at {redirect[0]}"
-        credentials = self._parameters.credentials
         self.failure = LoginFailure(
             kind,
             message,
             status,
             retry=may_retry_status(status),
             redirect=redirect,
-            retry_single_algorithm=(
-                status >> 8 == LoginStatusClass.INITIATOR_ERROR
-                and self._algorithms_sent
-                and self._chap is not None
-                and not self._chap.responded
-                and credentials is not None
-                and len(credentials.algorithms) > 1
-            ),
+            retry_single_algorithm=self._blames_algorithms(status),
         )
+
+    def _blames_algorithms(self, status: int) -> bool:
+        """Whether a list of CHAP algorithms may be what the target stumbled over.
+
+        Some targets fail on a list with numbers that they do not know; tgt takes 7 for SHA-1 and then finds the
+        response malformed.
+        """
+        if self._chap is None or not self._algorithms_sent or status >> 8 != LoginStatusClass.INITIATOR_ERROR:
+            return False
+        credentials = self._parameters.credentials
+        if credentials is None or len(credentials.algorithms) < 2:
+            return False
+        if not self._chap.responded:
+            return True
+        return status == LoginStatus.INITIATOR_ERROR and self._chap.algorithm != credentials.algorithms[-1]
 
     # Stages
 
@@ -376,7 +393,9 @@ class LoginMachine:
         if method in {REJECT, IRRELEVANT, NOT_UNDERSTOOD} or (method == NONE and NONE not in self._methods()):
             raise _Broken(
                 FailureKind.AUTHENTICATION,
-                f"AuthMethod={method} from the target, {','.join(self._methods())} is what we accept",
+                "the target wants authentication and no credentials are set"
+                if self._chap is None
+                else f"the target answered AuthMethod={method} where CHAP is required",
             )
         if method not in self._methods():
             raise _protocol(f"AuthMethod={method[:40]!r} was not offered")

@@ -45,9 +45,9 @@ class LoginFailure:
 
     ``status`` is Status-Class and Status-Detail as received, 0 when it is we who gave up.  ``retry`` says
     whether the same login may succeed later.  ``redirect`` is where a moved target is.
-    ``retry_single_algorithm`` is set when the target refused a CHAP_A list of several algorithms: some old ones
-    fail on algorithms that they do not know.  Whoever may weaken the offer can then log in once more with the
-    last of ``algorithms`` alone; that is a downgrade and to be logged as one.
+    ``retry_single_algorithm`` is set when the target may have stumbled over the list of CHAP algorithms: the
+    caller then logs in once more, on a new connection, with ``LoginParameters.with_single_algorithm()``, and
+    logs that as a downgrade.
     """
 
     kind: FailureKind
