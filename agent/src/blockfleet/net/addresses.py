@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 from collections.abc import Callable
 
@@ -98,7 +99,9 @@ async def _open(address: str, port: int) -> socket.socket:
 
 
 def _reason(error: BaseException) -> str:
-    return (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
+    if isinstance(error, OSError) and error.errno and error.errno > 0:
+        return os.strerror(error.errno).lower()  # asyncio's own text repeats the address in place of the cause
+    return str(error)
 
 
 def redirect_allowed(origin: Portal, moved_to: Portal) -> bool:
