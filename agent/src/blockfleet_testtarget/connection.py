@@ -28,7 +28,6 @@ from blockfleet_testtarget.codec import (
 )
 from blockfleet_testtarget.keys import SEGMENT_DEFAULT
 from blockfleet_testtarget.login import Login
-from blockfleet_testtarget.scsi import sense as conditions
 from blockfleet_testtarget.tasks import ProtocolError, Task
 
 if TYPE_CHECKING:
@@ -225,13 +224,10 @@ class Connection(asyncio.BufferedProtocol):
             endpoint.record(self, pdu)
             if endpoint.intercept(self, pdu):
                 return
-        if wrong_data:
-            self.violation("data digest is wrong")
-            self.reject(pdu, RejectReason.DATA_DIGEST)
-            self._lost_to_digest(pdu)
-            return
         try:
-            if self.login is not None:
+            if wrong_data:
+                self._data_digest_error(pdu)
+            elif self.login is not None:
                 self.login.receive(pdu)
             else:
                 self._full_feature(pdu)
@@ -242,12 +238,12 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 self.reject(pdu, error.reason)
 
-    def _lost_to_digest(self, pdu: Pdu) -> None:
-        # At recovery level 0 a lost Data-Out ends its task; the session goes on (6.7, 10.4.7.2).
+    def _data_digest_error(self, pdu: Pdu) -> None:
+        # Data that was lost ends its task; other PDUs are as if they had not come (6.7).
+        self.violation("data digest is wrong")
+        self.reject(pdu, RejectReason.DATA_DIGEST)
         if pdu.opcode == Op.DATA_OUT and self.session is not None:
-            task = self.session.tasks.get(pdu.itt)
-            if task is not None:
-                task.check_condition(conditions.CRC_ERROR)
+            self._data_out(self.session, pdu, lost=True)
 
     def violation(self, text_: str) -> None:
         """Note something that the initiator must not do."""
@@ -416,11 +412,11 @@ class Connection(asyncio.BufferedProtocol):
         """Act on a request whose turn has come."""
         _NUMBERED[pdu.opcode](self, pdu)
 
-    def _data_out(self, session: Session, pdu: Pdu) -> None:
+    def _data_out(self, session: Session, pdu: Pdu, *, lost: bool = False) -> None:
         if pdu.ttt == NO_TAG:
             task = session.tasks.get(pdu.itt)
             if task is not None:
-                task.unsolicited_data(pdu)
+                task.unsolicited_data(pdu, lost=lost)
             elif not self._stray(pdu):
                 raise ProtocolError("Data-Out for no task", RejectReason.INVALID_FIELD)
             return
@@ -431,7 +427,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if transfer.task.itt != pdu.itt:
             raise ProtocolError("Data-Out with the tags of two tasks", RejectReason.INVALID_FIELD)
-        transfer.task.solicited_data(transfer, pdu)
+        transfer.task.solicited_data(transfer, pdu, lost=lost)
 
     def _stray(self, pdu: Pdu) -> bool:
         # Data of a task that was aborted, reset or answered early may still be on its way.

@@ -22,7 +22,7 @@ from blockfleet_testtarget.keys import (
     parse_text,
 )
 from blockfleet_testtarget.scsi.alua import TargetPort
-from blockfleet_testtarget.scsi.unit import Nexus
+from blockfleet_testtarget.scsi.nexus import Nexus
 from blockfleet_testtarget.session import Session
 from blockfleet_testtarget.tasks import ProtocolError
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from blockfleet_testtarget.codec import MASK32, Op, Pdu, later
 from blockfleet_testtarget.scsi import sense as conditions
-from blockfleet_testtarget.scsi.unit import Nexus
+from blockfleet_testtarget.scsi.nexus import Nexus
 from blockfleet_testtarget.tasks import Task, Transfer
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from blockfleet_testtarget.node import TargetNode, build_unit
 if TYPE_CHECKING:
     from blockfleet_testtarget.codec import Pdu
     from blockfleet_testtarget.faults import Fault
-    from blockfleet_testtarget.scsi.unit import LogicalUnit
+    from blockfleet_testtarget.scsi.unit import LogicalUnit, Result
     from blockfleet_testtarget.session import Session
     from blockfleet_testtarget.tasks import Task
 
@@ -289,6 +289,23 @@ class TestTarget:
         taken = any(fault.receiving(connection, pdu) for fault in list(self.faults))
         self.prune()
         return taken
+
+    def result_instead(self, task: Task) -> Result | None:
+        """Return the result that an armed fault wants a task to have, or None."""
+        for fault in self.faults:
+            result = fault.starting(task)
+            if result is not None:
+                self.prune()
+                return result
+        return None
+
+    def taken_over(self, task: Task) -> bool:
+        """Whether an armed fault took over a task that was about to run."""
+        for fault in self.faults:
+            if fault.executing(task):
+                self.prune()
+                return True
+        return False
 
     def bend(self, connection: Connection, pdu: Pdu) -> list[Pdu]:
         """Pass a PDU that is about to be sent through the armed faults."""

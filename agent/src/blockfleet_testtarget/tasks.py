@@ -138,45 +138,56 @@ class Task:
             self.buffer[offset:end] = data[: end - offset]
         self.received = max(self.received, offset + len(data))
 
-    def unsolicited_data(self, pdu: Pdu) -> None:
-        """Take an unsolicited Data-Out PDU; raises ProtocolError."""
-        values = self.session.values
+    def unsolicited_data(self, pdu: Pdu, *, lost: bool = False) -> None:
+        """Take an unsolicited Data-Out PDU, `lost` when its digest was wrong; raises ProtocolError."""
         if not self.unsolicited:
             raise ProtocolError("unsolicited Data-Out after the final one", RejectReason.PROTOCOL_ERROR)
-        if pdu.datasn != self.unsolicited_datasn:
-            raise ProtocolError(f"DataSN {pdu.datasn} where {self.unsolicited_datasn} is due")
-        if pdu.buffer_offset != self.received:
-            raise ProtocolError(f"Data-Out at offset {pdu.buffer_offset} where {self.received} is due")
         end = pdu.buffer_offset + len(pdu.data)
-        if end > min(values["FirstBurstLength"], self.expected):
+        if end > min(self.session.values["FirstBurstLength"], self.expected):
             raise ProtocolError("more unsolicited data than FirstBurstLength or the expected length")
-        self.unsolicited_datasn += 1
-        self.store(pdu.buffer_offset, pdu.data)
+        self._take(pdu, self.unsolicited_datasn, self.received, lost=lost)
+        self.unsolicited_datasn = pdu.datasn + 1
         if pdu.final:
             self.unsolicited = False
             if self.started:
                 self.proceed()
 
-    def solicited_data(self, transfer: Transfer, pdu: Pdu) -> None:
-        """Take a Data-Out PDU that answers an R2T; raises ProtocolError."""
-        if pdu.datasn != transfer.datasn:
-            raise ProtocolError(f"DataSN {pdu.datasn} where {transfer.datasn} is due")
-        if pdu.buffer_offset != transfer.next:
-            raise ProtocolError(f"Data-Out at offset {pdu.buffer_offset} where {transfer.next} is due")
-        transfer.datasn += 1
-        transfer.next += len(pdu.data)
+    def solicited_data(self, transfer: Transfer, pdu: Pdu, *, lost: bool = False) -> None:
+        """Take a Data-Out PDU that answers an R2T, `lost` when its digest was wrong; raises ProtocolError."""
+        self._take(pdu, transfer.datasn, transfer.next, lost=lost)
+        transfer.datasn = pdu.datasn + 1
+        transfer.next = pdu.buffer_offset + len(pdu.data)
         if transfer.next > transfer.end:
             raise ProtocolError("more data than the R2T asked for")
-        self.store(pdu.buffer_offset, pdu.data)
         if not pdu.final:
-            if transfer.next == transfer.end:
+            if transfer.next == transfer.end and self.outcome is None:
                 raise ProtocolError("the last Data-Out of an R2T has no F bit")
             return
-        if transfer.next < transfer.end and not self.aborted:
+        if transfer.next < transfer.end and not self.aborted and self.outcome is None:
             raise ProtocolError("F bit before the R2T was served")
         del self.transfers[transfer.ttt]
         del self.session.transfers[transfer.ttt]
         self.proceed()
+
+    def _take(self, pdu: Pdu, datasn: int, offset: int, *, lost: bool) -> None:
+        # A gap means that a PDU was lost: at recovery level 0 the task then ends with CHECK
+        # CONDITION, once the rest of the data is there (6.7, 6.8).
+        gap = ""
+        if pdu.datasn != datasn:
+            gap = f"DataSN {pdu.datasn} where {datasn} is due"
+        elif pdu.buffer_offset != offset:
+            gap = f"Data-Out at offset {pdu.buffer_offset} where {offset} is due"
+        if gap and self.outcome is None:
+            self.connection.violation(gap)
+        if gap or lost:
+            self.spoil(conditions.CRC_ERROR)
+        elif self.outcome is None:
+            self.store(pdu.buffer_offset, pdu.data)
+
+    def spoil(self, sense: Sense) -> None:
+        """Let the task end with CHECK CONDITION when its data transfer is over."""
+        if self.outcome is None:
+            self.outcome = device.failure(CheckCondition(sense))
 
     # ---- execution
 
@@ -186,15 +197,12 @@ class Task:
         self.started = True
         needed = 0
         unit = session.node.luns.get(self.lun) if session.node is not None else None
-        for fault in session.endpoint.faults:
-            self.outcome = fault.starting(self)
-            if self.outcome is not None:
-                break
+        if self.outcome is None:
+            self.outcome = session.endpoint.result_instead(self)
         if self.outcome is not None:
-            session.endpoint.prune()
+            pass
         elif unit is None:
-            luns = session.node.lun_list if session.node is not None else []
-            self.outcome = device.absent(self.cdb, luns)
+            self.outcome = device.absent(self.cdb, session.luns)
         else:
             call = Call(self.cdb, unit, session.nexus, session.luns)
             try:
@@ -268,11 +276,8 @@ class Task:
         if self.aborted:
             self.finish()
             return
-        for fault in self.session.endpoint.faults:
-            if fault.executing(self):
-                self.session.endpoint.prune()
-                return
-        self.respond(self.execute())
+        if not self.session.endpoint.taken_over(self):
+            self.respond(self.execute())
 
     def execute(self) -> Result:
         """Run the command against the logical unit and return its result, without answering."""
@@ -382,11 +387,7 @@ class Task:
             itt=self.itt,
             statsn=connection.take_statsn(),
             window=connection.window(),
-            word36=self.datasn + self.r2tsn,
+            word36=self.datasn + self.r2tsn if self.datasn else 0,
             word44=residual,
         )
         connection.send(header, data)
-
-    def check_condition(self, sense: Sense) -> None:
-        """End with CHECK CONDITION for a reason of the iSCSI layer."""
-        self.respond(Result(status=Status.CHECK_CONDITION, sense=sense))

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from blockfleet_testtarget.scsi.unit import LogicalUnit, Nexus
+from blockfleet_testtarget.scsi.nexus import Nexus
+from blockfleet_testtarget.scsi.unit import LogicalUnit
 
 
 class Call:

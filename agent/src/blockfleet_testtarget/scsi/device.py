@@ -12,8 +12,8 @@ from blockfleet_testtarget.scsi import sense as conditions
 from blockfleet_testtarget.scsi.alua import ALWAYS_SERVED
 from blockfleet_testtarget.scsi.call import Call
 from blockfleet_testtarget.scsi.reservation import Conflict
-from blockfleet_testtarget.scsi.sense import CheckCondition, Sense, Status, illegal_field
-from blockfleet_testtarget.scsi.unit import Nexus, Result
+from blockfleet_testtarget.scsi.sense import CheckCondition, Status, illegal_field
+from blockfleet_testtarget.scsi.unit import Result
 
 INQUIRY, REPORT_LUNS, REQUEST_SENSE = 0x12, 0xA0, 0x03
 PASS_ATTENTION = frozenset({INQUIRY, REPORT_LUNS, REQUEST_SENSE})
@@ -70,11 +70,8 @@ def _reserve_in(call: Call) -> Result:
 def _reserve_out(call: Call) -> Result:
     unit = call.unit
 
-    def tell(nexus: object, condition: Sense) -> None:
-        if isinstance(nexus, Nexus):
-            unit.attention_for(nexus, condition)
-
-    unit.reservations.change(call.cdb[1] & SERVICE_ACTION, call.cdb[2], call.nexus, bytes(call.data), tell)
+    action, scope_type = call.cdb[1] & SERVICE_ACTION, call.cdb[2]
+    unit.reservations.change(action, scope_type, call.nexus, bytes(call.data), unit.attention_for)
     return Result()
 
 
@@ -167,7 +164,7 @@ def _build() -> dict[tuple[int, int | None], Command]:
         (0xA3, 0x0C): Command(_report_opcodes, "a30c87ffffffffffffff0004"),
         (0xA4, 0x0A): Command(_set_groups, "a40a00000000ffffffff0004", _list_length_32),
     }
-    for action in range(3):
+    for action in range(4):
         table[0x5E, action] = Command(_reserve_in, f"5e{action:02x}0000000000ffff04")
     for action in range(7):
         table[0x5F, action] = Command(_reserve_out, f"5f{action:02x}ff0000ffffffff04", _reserve_out_length)

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from blockfleet_testtarget.scsi import sense as conditions
+from blockfleet_testtarget.scsi.nexus import Nexus
 from blockfleet_testtarget.scsi.sense import CheckCondition, Sense, illegal_field, illegal_parameter
 
 OUT_LENGTH = 24
@@ -39,19 +40,19 @@ ALLOWED = frozenset({0x00, 0x03, 0x12, 0xA0, 0x5E, 0x5F, 0xA3, 0x9E, 0x25, 0x1A,
 # Opcodes that only read the medium: let through by the write exclusive types.
 READS = frozenset({0x08, 0x28, 0xA8, 0x88, 0x2F, 0xAF, 0x8F, 0x34, 0x90})
 
-Tell = Callable[[Hashable, Sense], None]
+Tell = Callable[[Nexus, Sense], None]
 
 
 @dataclass(slots=True)
 class Reservations:
     """Registrations by nexus, the reservation, and the generation counter."""
 
-    keys: dict[Hashable, int] = field(default_factory=dict)
+    keys: dict[Nexus, int] = field(default_factory=dict)
     kind: Kind | None = None
-    holder: Hashable = None
+    holder: Nexus | None = None
     generation: int = 0
 
-    def check(self, nexus: Hashable, opcode: int) -> None:
+    def check(self, nexus: Nexus, opcode: int) -> None:
         """Raise Conflict when another nexus' reservation forbids the command."""
         if self.kind is None or opcode in ALLOWED or self._holds(nexus):
             return
@@ -61,7 +62,7 @@ class Reservations:
             return
         raise Conflict
 
-    def _holds(self, nexus: Hashable) -> bool:
+    def _holds(self, nexus: Nexus) -> bool:
         if self.kind in ALL_REGISTRANTS:
             return nexus in self.keys
         return self.kind is not None and nexus == self.holder
@@ -74,13 +75,26 @@ class Reservations:
         if action == 1:
             if self.kind is None:
                 return struct.pack(">II", self.generation, 0)
-            key = 0 if self.kind in ALL_REGISTRANTS else self.keys[self.holder]
+            key = 0 if self.kind in ALL_REGISTRANTS else self._holder_key()
             return struct.pack(">IIQIBBH", self.generation, 16, key, 0, 0, self.kind, 0)
         if action == 2:
             return struct.pack(">HBBH2x", 8, 0x00, 0x80, TYPE_MASK)
+        if action == 3:
+            rows = b"".join(self._full_status(nexus, key) for nexus, key in self.keys.items())
+            return struct.pack(">II", self.generation, len(rows)) + rows
         raise illegal_field(1)
 
-    def change(self, action: int, scope_type: int, nexus: Hashable, data: bytes, tell: Tell) -> None:
+    def _holder_key(self) -> int:
+        return self.keys[self.holder] if self.holder is not None else 0
+
+    def _full_status(self, nexus: Nexus, key: int) -> bytes:
+        holds = self._holds(nexus)
+        kind = self.kind if holds and self.kind is not None else 0
+        transport = nexus.transport_id()
+        relative = nexus.port.relative_id
+        return struct.pack(">Q4xBB4xHI", key, int(holds), kind, relative, len(transport)) + transport
+
+    def change(self, action: int, scope_type: int, nexus: Nexus, data: bytes, tell: Tell) -> None:
         """Carry out PERSISTENT RESERVE OUT; raises Conflict or CheckCondition."""
         if len(data) != OUT_LENGTH:
             raise CheckCondition(conditions.PARAMETER_LENGTH)
@@ -105,7 +119,7 @@ class Reservations:
         else:
             raise illegal_field(1)
 
-    def _register(self, nexus: Hashable, key: int, new_key: int, tell: Tell, *, ignore: bool) -> None:
+    def _register(self, nexus: Nexus, key: int, new_key: int, tell: Tell, *, ignore: bool) -> None:
         if not ignore and key != self.keys.get(nexus, 0):
             raise Conflict
         if new_key:
@@ -114,7 +128,7 @@ class Reservations:
             self._unregister(nexus, tell)
         self.generation += 1
 
-    def _unregister(self, nexus: Hashable, tell: Tell) -> None:
+    def _unregister(self, nexus: Nexus, tell: Tell) -> None:
         held = self._holds(nexus)
         del self.keys[nexus]
         if not held or (self.kind in ALL_REGISTRANTS and self.keys):
@@ -124,13 +138,13 @@ class Reservations:
                 tell(other, conditions.RESERVATIONS_RELEASED)
         self.kind, self.holder = None, None
 
-    def _reserve(self, nexus: Hashable, kind: Kind) -> None:
+    def _reserve(self, nexus: Nexus, kind: Kind) -> None:
         if self.kind is not None and not (self._holds(nexus) and self.kind == kind):
             raise Conflict
         if self.kind is None:
             self.kind, self.holder = kind, nexus
 
-    def _release(self, nexus: Hashable, kind: int, tell: Tell) -> None:
+    def _release(self, nexus: Nexus, kind: int, tell: Tell) -> None:
         if self.kind is None or not self._holds(nexus):
             return
         if kind != self.kind:
@@ -141,7 +155,7 @@ class Reservations:
                     tell(other, conditions.RESERVATIONS_RELEASED)
         self.kind, self.holder = None, None
 
-    def _clear(self, nexus: Hashable, tell: Tell) -> None:
+    def _clear(self, nexus: Nexus, tell: Tell) -> None:
         for other in self.keys:
             if other != nexus:
                 tell(other, conditions.RESERVATIONS_PREEMPTED)
@@ -149,10 +163,10 @@ class Reservations:
         self.kind, self.holder = None, None
         self.generation += 1
 
-    def _preempt(self, nexus: Hashable, victim: int, kind: Kind, tell: Tell) -> None:
+    def _preempt(self, nexus: Nexus, victim: int, kind: Kind, tell: Tell) -> None:
         takes = self.kind is not None and (
             (self.kind in ALL_REGISTRANTS and victim == 0)
-            or (self.kind not in ALL_REGISTRANTS and self.keys[self.holder] == victim)
+            or (self.kind not in ALL_REGISTRANTS and self._holder_key() == victim)
         )
         if not takes and victim == 0:
             raise illegal_parameter(8)

@@ -5,23 +5,15 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from blockfleet_testtarget.backing import Backing
 from blockfleet_testtarget.scsi import sense as conditions
-from blockfleet_testtarget.scsi.alua import Access, AccessGroups, TargetPort
+from blockfleet_testtarget.scsi.alua import Access, AccessGroups
+from blockfleet_testtarget.scsi.nexus import Nexus
 from blockfleet_testtarget.scsi.reservation import Reservations
 from blockfleet_testtarget.scsi.sense import Sense, Status
 
 ATTENTION_LIMIT = 64  # unit attentions kept for one nexus
-
-
-class Nexus(NamedTuple):
-    """An I_T nexus: initiator port (name and ISID) and target port (RFC 3720 3.4.1)."""
-
-    initiator: str
-    isid: bytes
-    port: TargetPort
 
 
 @dataclass(slots=True)
@@ -45,8 +37,8 @@ class Medium:
     read_only: bool = False
     thin: bool = True
     max_transfer: int = 32768
-    max_unmap: int = 1 << 22
-    max_write_same: int = 1 << 16
+    max_unmap: int = 1 << 20
+    max_write_same: int = 32768
     max_compare: int = 255
 
 
