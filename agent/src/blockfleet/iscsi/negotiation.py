@@ -317,7 +317,7 @@ class Negotiator:
             return _COMBINE[key.function](key.default, offered)
         if key.default == NONE and NONE not in offered:
             reason = self._refusals.get(key.name, "no answer")
-            raise NegotiationError(f"{key.name}={write_value(offered)} is required here; the target gave {reason}")
+            raise OfferRefused(f"{key.name}={write_value(offered)} is required here; the target gave {reason}")
         return key.default
 
     def _warn(self, text: str) -> None:
