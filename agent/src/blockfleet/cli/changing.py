@@ -22,7 +22,7 @@ Json = dict[str, Any]
 
 _FILE_HELP = "A document in YAML or JSON; - is standard input. Without it: what the desired state still lacks."
 DocumentFile = Annotated[
-    Path | None, typer.Argument(metavar="[FILE]", show_default=False, allow_dash=True, help=_FILE_HELP)
+    Path | None, typer.Argument(metavar="FILE", show_default=False, allow_dash=True, help=_FILE_HELP)
 ]
 ReplaceFlag = Annotated[
     bool, typer.Option("--replace", help="Make FILE the whole desired state instead of merging it.")
@@ -223,7 +223,7 @@ def discover(
     context: typer.Context,
     portals: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PORTAL]...", help="Portals to ask; without one, the declared ones."),
+        typer.Argument(metavar="PORTAL", help="Portals to ask; without one, the declared ones."),
     ] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -248,7 +248,7 @@ def discover(
 
 def rescan(
     context: typer.Context,
-    target: Annotated[str | None, typer.Argument(metavar="[TARGET]", help="One target; without it, all.")] = None,
+    target: Annotated[str | None, typer.Argument(metavar="TARGET", help="One target; without it, all.")] = None,
     json: JsonFlag = False,
 ) -> None:
     """Ask sessions for their logical units again."""

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import httpx
+from urllib.parse import urlencode
 
 from blockfleet.model.errors import BlockfleetError
 from blockfleet.model.isdsc import Isdsc
@@ -20,8 +22,31 @@ READ_SOCKET = "read.sock"
 ANSWER_TIMEOUT = 60.0
 """Seconds that the agent has for an answer, beyond any wait that the request asks for."""
 
+MAXIMUM_ANSWER = 64 << 20
+"""Bytes of one answer; a host with thousands of volumes stays far below."""
+
 _START = "start the agent (systemctl start blockfleetd), or name its folder with --runtime-dir"
-_ENDLESS = httpx.Timeout(ANSWER_TIMEOUT, read=None)
+
+Json = dict[str, Any]
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP/1.1 whose transport is a Unix socket."""
+
+    def __init__(self, path: Path, timeout: float | None) -> None:
+        super().__init__("blockfleet", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        transport = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            transport.settimeout(self.timeout)
+            transport.connect(str(self._path))
+        except OSError:
+            transport.close()
+            raise
+        self.sock = transport
 
 
 class AgentClient:
@@ -35,83 +60,85 @@ class AgentClient:
     def __init__(self, runtime: Path) -> None:
         self._runtime = runtime
 
-    def get(self, route: str, params: Mapping[str, int] | None = None) -> dict[str, Any]:
+    def get(self, route: str, params: Mapping[str, int] | None = None) -> Json:
         """Read a route."""
-        return self._ask("GET", route, self._readable(), params=params)
+        target = f"{route}?{urlencode(params)}" if params else route
+        return _ask(self._readable(), "GET", target)
 
-    def plan(self, change: dict[str, Any]) -> dict[str, Any]:
+    def plan(self, change: Json) -> Json:
         """Ask what a change would do."""
-        return self._ask("POST", "/v1/plan", self._readable(), json=change)
+        return _ask(self._readable(), "POST", "/v1/plan", change)
 
-    def post(self, route: str, body: dict[str, Any], wait: float = 0.0) -> dict[str, Any]:
+    def post(self, route: str, body: Json, wait: float = 0.0) -> Json:
         """Send what may change something; ``wait`` is how long the agent may take by the request itself."""
-        timeout = httpx.Timeout(ANSWER_TIMEOUT + wait)
-        return self._ask("POST", route, self._runtime / CHANGE_SOCKET, json=body, timeout=timeout)
+        return _ask(self._runtime / CHANGE_SOCKET, "POST", route, body, ANSWER_TIMEOUT + wait)
 
-    def follow(self, after: int) -> Iterator[dict[str, Any]]:
+    def follow(self, after: int) -> Iterator[Json]:
         """Yield events behind a sequence number, the kept ones first, until the agent stops."""
-        path = self._readable()
-        headers = {"Accept": "application/x-ndjson"}
-        try:
-            with (
-                self._http(path, _ENDLESS) as http,
-                http.stream("GET", "/v1/events", params={"after": after}, headers=headers) as answer,
-            ):
-                if answer.status_code != httpx.codes.OK:
-                    answer.read()
-                    raise _refusal(answer)
-                for line in answer.iter_lines():
-                    yield json.loads(line)
-        except httpx.HTTPError as error:
-            raise _unreachable(path, error) from None
+        target = f"/v1/events?{urlencode({'after': after})}"
+        with _exchange(self._readable(), "GET", target, timeout=None, accept="application/x-ndjson") as answer:
+            if answer.status != http.client.OK:
+                raise _refusal(answer.status, _object(answer))
+            for line in answer:
+                yield json.loads(line)
 
     def _readable(self) -> Path:
         change, read = self._runtime / CHANGE_SOCKET, self._runtime / READ_SOCKET
         return change if os.access(change, os.W_OK) or not os.access(read, os.W_OK) else read
 
-    def _http(self, path: Path, timeout: httpx.Timeout) -> httpx.Client:
-        transport = httpx.HTTPTransport(uds=str(path))
-        return httpx.Client(transport=transport, base_url="http://blockfleet", timeout=timeout)
 
-    def _ask(
-        self,
-        method: str,
-        route: str,
-        path: Path,
-        *,
-        params: Mapping[str, int] | None = None,
-        json: dict[str, Any] | None = None,
-        timeout: httpx.Timeout | None = None,
-    ) -> dict[str, Any]:
+def _ask(path: Path, method: str, target: str, body: Json | None = None, timeout: float = ANSWER_TIMEOUT) -> Json:
+    with _exchange(path, method, target, body, timeout=timeout) as answer:
+        found = _object(answer)
+    if answer.status != http.client.OK:
+        raise _refusal(answer.status, found)
+    return found
+
+
+@contextlib.contextmanager
+def _exchange(
+    path: Path,
+    method: str,
+    target: str,
+    body: Json | None = None,
+    *,
+    timeout: float | None,
+    accept: str = "application/json",
+) -> Iterator[http.client.HTTPResponse]:
+    """Send a request and yield its answer, whose body is still to be read."""
+    headers = {"Accept": accept}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+    with contextlib.closing(_Connection(path, timeout)) as connection:
         try:
-            with self._http(path, timeout or httpx.Timeout(ANSWER_TIMEOUT)) as http:
-                answer = http.request(method, route, params=params, json=json)
-        except httpx.HTTPError as error:
+            # An agent that refuses a body answers before it has read all of it, and closes.
+            with contextlib.suppress(BrokenPipeError):
+                connection.request(method, target, None if body is None else json.dumps(body), headers)
+            with connection.getresponse() as answer:
+                yield answer
+        except (OSError, http.client.HTTPException) as error:
             raise _unreachable(path, error) from None
-        if answer.status_code != httpx.codes.OK:
-            raise _refusal(answer)
-        return _object(answer)
 
 
-def _object(answer: httpx.Response) -> dict[str, Any]:
+def _object(answer: http.client.HTTPResponse) -> Json:
     try:
-        body = answer.json()
+        body = json.loads(answer.read(MAXIMUM_ANSWER))
     except ValueError:
         body = None
     if not isinstance(body, dict):
         raise BlockfleetError(
             Isdsc.PROTOCOL_ERROR,
-            f"the answer of the agent (HTTP {answer.status_code}) is not a JSON object",
+            f"the answer of the agent (HTTP {answer.status}) is not a JSON object",
             remedy="bring the agent and this command to the same release",
         )
     return body
 
 
-def _refusal(answer: httpx.Response) -> BlockfleetError:
+def _refusal(status: int, body: Json) -> BlockfleetError:
     """Make the agent's error ours again."""
-    error = _object(answer).get("error")
+    error = body.get("error")
     if not isinstance(error, dict):
-        return BlockfleetError(Isdsc.PROTOCOL_ERROR, f"the agent answered with HTTP {answer.status_code}")
+        return BlockfleetError(Isdsc.PROTOCOL_ERROR, f"the agent answered with HTTP {status}")
     known = {int(code): code for code in Isdsc}
     remedy = str(error.get("remedy", ""))
     message = str(error.get("message", "")).removesuffix(f": {remedy}")
@@ -119,17 +146,23 @@ def _refusal(answer: httpx.Response) -> BlockfleetError:
     return BlockfleetError(code, message, remedy=remedy, field=str(error.get("field", "")))
 
 
-def _unreachable(path: Path, error: httpx.HTTPError) -> BlockfleetError:
+def _unreachable(path: Path, error: Exception) -> BlockfleetError:
     what = f"cannot reach the agent at {path}"
-    if isinstance(error, httpx.TimeoutException):
-        return BlockfleetError(
-            Isdsc.SERVICE_DID_NOT_RESPOND, f"{what}: no answer in time", remedy="look at its journal"
-        )
-    if path.exists() and not os.access(path, os.W_OK):
-        return BlockfleetError(
-            Isdsc.NOT_PERMITTED,
-            f"{what}: permission denied",
-            remedy="run this as root; reading is also open to the group that blockfleetd --group names",
-        )
-    reason = "its socket is not there" if not path.exists() else str(error) or type(error).__name__
+    match error:
+        case TimeoutError():
+            return BlockfleetError(
+                Isdsc.SERVICE_DID_NOT_RESPOND, f"{what}: no answer in time", remedy="look at its journal"
+            )
+        case PermissionError():
+            return BlockfleetError(
+                Isdsc.NOT_PERMITTED,
+                f"{what}: permission denied",
+                remedy="run this as root; reading is also open to the group that blockfleetd --group names",
+            )
+        case FileNotFoundError():
+            reason = "its socket is not there"
+        case ConnectionRefusedError():
+            reason = "nobody listens on its socket"
+        case _:
+            reason = f"it closed the connection ({str(error) or type(error).__name__})"
     return BlockfleetError(Isdsc.AGENT_NOT_RUNNING, f"{what}: {reason}", remedy=_START)

@@ -23,7 +23,7 @@ Say what the host shall have, see what would change, apply it, and see that it s
 Exit codes: 0 in sync, 1 error, 2 changes pending or drift, 3 applied but not verified, 4 partial.
 """
 
-_VERBS = (
+VERBS = (
     looking.status,
     changing.plan,
     changing.apply,
@@ -74,7 +74,7 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
     app.callback()(_prepare)
-    for verb in _VERBS:
+    for verb in VERBS:
         app.command(verb.__name__)(verb)
     return app
 
@@ -104,3 +104,7 @@ def run(arguments: list[str]) -> int:
 def main() -> None:
     """Run the command line of the process."""
     sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()
