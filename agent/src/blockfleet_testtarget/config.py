@@ -72,7 +72,8 @@ class TargetConfig:
 class Config:
     """The whole device.
 
-    `command_window` is in commands; `text_segment` in bytes of one Text Response; `offers` are keys
+    `command_window` is in commands; `text_segment` and
+    `login_segment` bound the text of one Text and Login Response in bytes; `offers` are keys
     that the target offers of its own accord; `record_pdus` and `record_bytes` bound what is kept of
     received PDUs (0 keeps none); `login_timeout` is in seconds.
     """
@@ -88,6 +89,7 @@ class Config:
     status_in_data: bool = True
     login_attention: bool = True
     text_segment: int = 8192
+    login_segment: int = 8192
     login_timeout: float = 15.0
     record_pdus: int = 10000
     record_bytes: int = 64 << 20

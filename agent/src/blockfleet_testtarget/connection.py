@@ -1,19 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One TCP connection: PDUs in and out, digests, status numbers, and the full feature phase."""
+"""One connection: login, status numbers, and the requests of the full feature phase."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
 import struct
-from collections import deque
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from crc32c import crc32c
-
-from blockfleet_testtarget import codec, task_management, text
+from blockfleet_testtarget import codec, task_management
 from blockfleet_testtarget.codec import (
-    DIGEST_LENGTH,
     FINAL,
     HEADER_LENGTH,
     MASK32,
@@ -28,7 +23,10 @@ from blockfleet_testtarget.codec import (
 )
 from blockfleet_testtarget.keys import SEGMENT_DEFAULT
 from blockfleet_testtarget.login import Login
+from blockfleet_testtarget.scsi.inquiry import lun_field
+from blockfleet_testtarget.stream import PduStream
 from blockfleet_testtarget.tasks import ProtocolError, Task
+from blockfleet_testtarget.text import TextExchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,20 +35,15 @@ if TYPE_CHECKING:
     from blockfleet_testtarget.session import Session
     from blockfleet_testtarget.target import Portal, TestTarget
 
-_LENGTHS = struct.Struct(">I")
-_DIGEST = struct.Struct("<I")
-_PADS = (b"", b"\0\0\0", b"\0\0", b"\0")
-HIGH_WATER = 4 << 20
-LOGIN_SEGMENT_LIMIT = 16384
 
-
-class Connection(asyncio.BufferedProtocol):
-    """A connection of the target side. What goes wrong closes it, with the cause in `cause`.
+class Connection(PduStream):
+    """A connection of the target side, from the login to the logout.
 
     `violations` lists what the initiator did against the RFC, also where the target goes on.
     """
 
     def __init__(self, endpoint: TestTarget, portal: Portal) -> None:
+        super().__init__()
         self.endpoint = endpoint
         self.portal = portal
         self.number = endpoint.next_connection_number()
@@ -62,23 +55,9 @@ class Connection(asyncio.BufferedProtocol):
         self.statsn = endpoint.config.first_statsn
         self.acknowledged = self.statsn
         self.peer_segment = SEGMENT_DEFAULT
-        self.own_segment = LOGIN_SEGMENT_LIMIT
-        self.header_digest = False
-        self.data_digest = False
-        self.text = text.TextExchange(self)
-        self.cause = ""
+        self.text = TextExchange(self)
         self.violations: list[str] = []
-        self.silent = False
-        self.delay = 0.0
         self.pings: dict[int, float] = {}
-        self._transport: asyncio.Transport | None = None
-        self._buffer = bytearray(256 << 10)
-        self._view = memoryview(self._buffer)
-        self._start = 0
-        self._end = 0
-        self._out: list[bytes | memoryview] = []
-        self._flush_due = False
-        self._held: deque[tuple[float, bytes]] = deque()
         self._acks: list[tuple[int, Callable[[], None]]] = []
         self._timer: asyncio.TimerHandle | None = None
 
@@ -87,37 +66,21 @@ class Connection(asyncio.BufferedProtocol):
 
     # ---- transport
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=HIGH_WATER)
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def opened(self) -> None:
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self.endpoint.config.login_timeout, self._login_overdue)
         self.endpoint.connection_opened(self)
 
-    def _login_overdue(self) -> None:
-        if self.login is not None:
-            self.close("login took too long")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        if not self.cause:
-            self.cause = str(exc) if exc else "closed by the initiator"
+    def ended(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self.endpoint.connection_closed(self)
         if self.session is not None:
             self.session.connection_lost(self)
 
-    def pause_writing(self) -> None:
-        if self._transport is not None:
-            self._transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+    def _login_overdue(self) -> None:
+        if self.login is not None and not self.frozen:
+            self.close("login took too long")
 
     @property
     def local_host(self) -> str:
@@ -126,99 +89,9 @@ class Connection(asyncio.BufferedProtocol):
             return self.portal.host
         return str(self._transport.get_extra_info("sockname")[0])
 
-    @property
-    def writable(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing()
-
-    def close(self, cause: str = "") -> None:
-        """Send what is queued, then close."""
-        if not self.cause:
-            self.cause = cause
-        self.flush()
-        if self._transport is not None:
-            self._transport.close()
-
-    def reset(self, cause: str = "reset") -> None:
-        """Close by RST: what is queued is lost."""
-        if not self.cause:
-            self.cause = cause
-        if self._transport is None:
-            return
-        sock = self._transport.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._transport.abort()
-
-    def half_close(self) -> None:
-        """Send FIN and keep reading."""
-        self.flush()
-        if self._transport is not None:
-            self._transport.write_eof()
-
     # ---- receiving
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        del sizehint  # the transport's guess; the buffer is ours
-        if self._start == self._end:
-            self._start = self._end = 0
-        elif len(self._buffer) - self._end < min(len(self._buffer) // 2, 65536):
-            held = self._end - self._start
-            self._view[:held] = bytes(self._view[self._start : self._end])
-            self._start, self._end = 0, held
-        return self._view[self._end :]
-
-    def _make_room(self, total: int) -> None:
-        if total <= len(self._buffer):
-            return
-        grown = bytearray(2 * total)
-        held = self._end - self._start
-        grown[:held] = self._view[self._start : self._end]
-        self._buffer, self._view = grown, memoryview(grown)
-        self._start, self._end = 0, held
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._end += nbytes
-        if self.silent:
-            self._start = self._end = 0
-            return
-        while self._end - self._start >= HEADER_LENGTH and self.writable and not self.silent:
-            if not self._take_pdu():
-                break
-        self.flush()
-
-    def _take_pdu(self) -> bool:
-        start = self._start
-        lengths = _LENGTHS.unpack_from(self._buffer, start + 4)[0]
-        ahs_length, data_length = (lengths >> 24) * 4, lengths & 0xFFFFFF
-        if data_length > self.own_segment:
-            self.violation(f"data segment of {data_length} bytes where {self.own_segment} is the limit")
-            self.close("data segment too long")
-            return False
-        header_end = start + HEADER_LENGTH + ahs_length
-        data_start = header_end + (DIGEST_LENGTH if self.header_digest else 0)
-        data_end = data_start + data_length
-        padded_end = data_end + (-data_length & 3)
-        end = padded_end + (DIGEST_LENGTH if self.data_digest and data_length else 0)
-        if end > self._end:
-            self._make_room(end - start)
-            return False
-        view = self._view
-        if self.header_digest and _DIGEST.unpack_from(view, header_end)[0] != crc32c(view[start:header_end]):
-            self.violation("header digest is wrong")
-            self.close("header digest error")
-            return False
-        bhs = bytes(view[start : start + HEADER_LENGTH])
-        ahs = bytes(view[start + HEADER_LENGTH : header_end]) if ahs_length else b""
-        pdu = Pdu(bhs, view[data_start:data_end], ahs)
-        wrong_data = bool(
-            self.data_digest
-            and data_length
-            and _DIGEST.unpack_from(view, padded_end)[0] != crc32c(view[data_start:padded_end])
-        )
-        self._start = end
-        self._handle(pdu, wrong_data=wrong_data)
-        return True
-
-    def _handle(self, pdu: Pdu, *, wrong_data: bool) -> None:
+    def pdu_received(self, pdu: Pdu, *, wrong_data: bool) -> None:
         endpoint = self.endpoint
         if endpoint.watched:
             endpoint.record(self, pdu)
@@ -245,10 +118,9 @@ class Connection(asyncio.BufferedProtocol):
         if pdu.opcode == Op.DATA_OUT and self.session is not None:
             self._data_out(self.session, pdu, lost=True)
 
-    def violation(self, text_: str) -> None:
-        """Note something that the initiator must not do."""
-        self.violations.append(text_)
-        self.endpoint.violations.append(f"connection {self.number}: {text_}")
+    def violation(self, text: str) -> None:
+        self.violations.append(text)
+        self.endpoint.violations.append(f"connection {self.number}: {text}")
 
     # ---- sending
 
@@ -264,64 +136,11 @@ class Connection(asyncio.BufferedProtocol):
             for pdu in self.endpoint.bend(self, Pdu(bhs, data)):
                 self.emit(pdu)
         else:
-            self._queue(bhs, data)
+            self.queue(bhs, data)
 
-    def emit(self, pdu: Pdu) -> None:
-        """Queue a PDU as it is, around all faults."""
-        self._queue(pdu.bhs + pdu.ahs, pdu.data)
-
-    def emit_bytes(self, raw: bytes) -> None:
-        """Queue raw bytes: no digest, no padding."""
-        self._out.append(raw)
-        self._schedule_flush()
-
-    def encode(self, bhs: bytes, data: bytes | bytearray | memoryview) -> list[bytes | memoryview]:
-        """Return a PDU as it travels on this connection: header, digests, data, padding."""
-        parts: list[bytes | memoryview] = [bhs]
-        if self.header_digest:
-            parts.append(_DIGEST.pack(crc32c(bhs)))
-        if data:
-            pad = _PADS[len(data) & 3]
-            parts.append(memoryview(data))
-            if pad:
-                parts.append(pad)
-            if self.data_digest:
-                parts.append(_DIGEST.pack(crc32c(pad, crc32c(data)) if pad else crc32c(data)))
-        return parts
-
-    def _queue(self, bhs: bytes, data: bytes | bytearray | memoryview) -> None:
-        if self.header_digest or data:
-            self._out += self.encode(bhs, data)
-        else:
-            self._out.append(bhs)
-        self._schedule_flush()
-
-    def _schedule_flush(self) -> None:
-        if not self._flush_due:
-            self._flush_due = True
-            asyncio.get_running_loop().call_soon(self.flush)
-
-    def flush(self) -> None:
-        """Hand what is queued to the transport, now or after the delay that is set."""
-        self._flush_due = False
-        if not self._out:
-            return
-        parts, self._out = self._out, []
-        if self._transport is None or self._transport.is_closing() or self.silent:
-            return
-        if self.delay or self._held:
-            loop = asyncio.get_running_loop()
-            self._held.append((loop.time() + self.delay, b"".join(parts)))
-            loop.call_at(self._held[-1][0], self._release)
-        else:
-            self._transport.writelines(parts)
-
-    def _release(self) -> None:
-        now = asyncio.get_running_loop().time()
-        while self._held and self._held[0][0] <= now + 0.001:
-            raw = self._held.popleft()[1]
-            if self.writable and not self.silent and self._transport is not None:
-                self._transport.write(raw)
+    def tell_window(self) -> None:
+        """Send a NOP-In that carries the present window and wants no answer."""
+        self.send(target_header(Op.NOP_IN, ttt=NO_TAG, statsn=self.statsn, window=self.window()))
 
     def window(self) -> tuple[int, int]:
         """Return ExpCmdSN and MaxCmdSN for a header."""
@@ -344,7 +163,13 @@ class Connection(asyncio.BufferedProtocol):
         return tag
 
     def send_async(
-        self, event: int, parameters: tuple[int, int, int] = (0, 0, 0), sense: Sense | None = None, vcode: int = 0
+        self,
+        event: int,
+        parameters: tuple[int, int, int] = (0, 0, 0),
+        sense: Sense | None = None,
+        *,
+        vcode: int = 0,
+        lun: int = 0,
     ) -> None:
         """Send an Asynchronous Message (10.9)."""
         data = b""
@@ -354,6 +179,7 @@ class Connection(asyncio.BufferedProtocol):
         header = target_header(
             Op.ASYNC,
             length=len(data),
+            lun=lun_field(lun) if event == AsyncEvent.SCSI else codec.NO_LUN,
             statsn=self.take_statsn(),
             word36=event << 24 | vcode << 16 | parameters[0],
             word40=parameters[1] << 16 | parameters[2],

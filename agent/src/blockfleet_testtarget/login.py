@@ -11,7 +11,6 @@ from blockfleet_testtarget.codec import CONTINUE, MASK32, TRANSIT, Op, Pdu, targ
 from blockfleet_testtarget.keys import (
     INITIATOR_ONLY,
     NONE,
-    SEGMENT_DEFAULT,
     SEGMENT_LIMIT,
     TEXT_LIMIT,
     WISHES,
@@ -298,6 +297,9 @@ class Login:
 
     def _answer(self, pdu: Pdu, answers: Pairs) -> None:
         flags = self.stage << 2
+        for fault in list(self.connection.endpoint.faults):
+            answers += fault.adding(self.connection, self.stage)
+        self.connection.endpoint.prune()
         if pdu.flags & TRANSIT:
             if self._may_move():
                 flags |= TRANSIT | pdu.next_stage
@@ -305,8 +307,9 @@ class Login:
                 raise LoginRefusedError(LoginStatus.AUTHENTICATION, "authentication is required")
         self._grant = flags
         text = format_text(answers)
-        cuts = range(0, max(len(text), 1), SEGMENT_DEFAULT)
-        self._parts = [text[cut : cut + SEGMENT_DEFAULT] for cut in cuts]
+        size = self.connection.endpoint.config.login_segment
+        cuts = range(0, max(len(text), 1), size)
+        self._parts = [text[cut : cut + size] for cut in cuts]
         self._send_part(pdu)
 
     def _send_part(self, pdu: Pdu) -> None:

@@ -10,7 +10,6 @@ from blockfleet_testtarget.backing import Backing, FileBacking, RamBacking
 from blockfleet_testtarget.chap import Chap
 from blockfleet_testtarget.config import Config, TargetConfig, UnitConfig
 from blockfleet_testtarget.keys import checked_wishes
-from blockfleet_testtarget.scsi import sense
 from blockfleet_testtarget.scsi.alua import TargetPort
 from blockfleet_testtarget.scsi.unit import Identity, LogicalUnit, Medium
 
@@ -51,26 +50,13 @@ class TargetNode:
             for index, tag in enumerate(tags)
         }
         for unit in self.luns.values():
-            self._reach(unit)
-
-    def _reach(self, unit: LogicalUnit) -> None:
-        for port in self.ports.values():
-            unit.access.add(port)
+            self.reach(unit)
 
     @property
     def lun_list(self) -> list[int]:
         return list(self.luns)
 
-    def set_lun(self, lun: int, unit: LogicalUnit | None, *, tell: bool = True) -> None:
-        """Put another unit (or none) behind a LUN; nexuses are told by 3F/0E unless silent."""
-        old = self.luns.pop(lun, None)
-        if unit is not None:
-            if old is not None:
-                for nexus in old.attentions:
-                    unit.attach(nexus, None)
-            self._reach(unit)
-            self.luns[lun] = unit
-            self.luns = dict(sorted(self.luns.items()))
-        if tell:
-            for other in self.luns.values():
-                other.attention(sense.LUNS_CHANGED)
+    def reach(self, unit: LogicalUnit) -> None:
+        """Let a unit know the ports through which it can be reached now."""
+        for port in self.ports.values():
+            unit.access.add(port)

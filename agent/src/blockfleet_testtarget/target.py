@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from blockfleet_testtarget.config import Config, PortalConfig, UnitConfig, format_address
 from blockfleet_testtarget.connection import Connection
 from blockfleet_testtarget.node import TargetNode, build_unit
+from blockfleet_testtarget.scsi.sense import LUNS_CHANGED
 
 if TYPE_CHECKING:
     from blockfleet_testtarget.codec import Pdu
@@ -85,7 +86,9 @@ class TestTarget:
         self.received: deque[Received] = deque()
         self.watched = config.record_pdus > 0
         self.bending = False
+        self.stopped = False
         self._idle = asyncio.Event()
+        self._background: set[asyncio.Task[None]] = set()
         self._record_bytes = 0
         self._tsih = 0
 
@@ -118,6 +121,8 @@ class TestTarget:
 
     async def stop(self) -> None:
         """Close portals and connections and let go of the units."""
+        await asyncio.gather(*self._background)
+        self.stopped = True
         for portal in self.portals:
             portal.server.close()
         for connection in list(self.connections):
@@ -217,6 +222,26 @@ class TestTarget:
         """Make one more unit, to be put behind a LUN later."""
         self.units[name] = build_unit(name, config)
         return self.units[name]
+
+    def set_lun(self, node: TargetNode, lun: int, unit: LogicalUnit | None, *, tell: bool = True) -> None:
+        """Put another unit (or none) behind a LUN; nexuses are told by 3F/0E unless silent."""
+        node.luns.pop(lun, None)
+        if unit is not None:
+            node.reach(unit)
+            node.luns = dict(sorted({**node.luns, lun: unit}.items()))
+        for session in self.sessions:
+            if session.node is not node:
+                continue
+            if unit is not None:
+                unit.attach(session.nexus, None)
+            for shown in node.luns.values() if tell else ():
+                shown.attention_for(session.nexus, LUNS_CHANGED)
+
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Run something in the background; it is waited for when the target stops."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def note(self, text: str) -> None:
         """Keep a line on what happened."""

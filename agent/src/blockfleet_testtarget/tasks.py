@@ -279,6 +279,11 @@ class Task:
         if not self.session.endpoint.taken_over(self):
             self.respond(self.execute())
 
+    def keep_data(self) -> None:
+        """Make the data outlive the PDU that brought it, for a run that comes later."""
+        if self.call is not None:
+            self.call.data = bytes(self.call.data)
+
     def execute(self) -> Result:
         """Run the command against the logical unit and return its result, without answering."""
         if self.outcome is not None or self.call is None or self.command is None:

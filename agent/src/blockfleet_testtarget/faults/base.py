@@ -73,6 +73,11 @@ class Fault:
         del connection, name
         return value
 
+    def adding(self, connection: Connection, stage: int) -> list[tuple[str, str]]:
+        """Return keys to add to a Login Response of a stage."""
+        del connection, stage
+        return []
+
     def matches(self, connection: Connection) -> bool:
         """Whether the connection is one of those that the fault is for."""
         if self.portal not in (-1, connection.portal.index):
