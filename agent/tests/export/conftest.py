@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import uvloop
 from tests.export.memory_disk import MemoryDisk
+from tests.export.nbd_client import NbdClient
 
 from blockfleet.block.device import Geometry
 from blockfleet.export.server import NbdExport
@@ -25,6 +27,11 @@ FULL = Geometry(
     can_trim=True,
     can_write_zeroes=True,
 )
+
+
+def pytest_asyncio_loop_factories(config, item):
+    """Run every asynchronous test here on both event loops: they differ in how they treat a transport."""
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture
@@ -51,6 +58,8 @@ async def serve(folder: Path) -> AsyncIterator[Serve]:
         return export
 
     yield start
+    while NbdClient.opened:
+        await NbdClient.opened.pop().close()
     for export in exports:
         await export.stop(drain_timeout=0.2)
 

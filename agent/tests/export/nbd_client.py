@@ -7,6 +7,7 @@ import asyncio
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = range(8)
 FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
@@ -56,11 +57,14 @@ class Reply:
 
 
 class NbdClient:
-    """A connection; ``size`` and ``flags`` are what the server said."""
+    """A connection; ``size`` and ``flags`` are what the server said; ``opened`` are all that there are."""
+
+    opened: ClassVar[list[NbdClient]] = []
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
+        self.opened.append(self)
         self.size = 0
         self.flags = 0
         self.structured = False

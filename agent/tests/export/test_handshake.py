@@ -212,18 +212,11 @@ def test_block_sizes_keep_the_rules_of_size_constraints(geometry, sizes):
     assert (export.minimum_block, export.preferred_block, export.maximum_payload) == sizes
 
 
-@pytest.mark.parametrize(
-    ("field", "bit"),
-    [
-        ("read_only", 1),
-        ("can_flush", 2),
-        ("can_fua", 3),
-        ("rotational", 4),
-        ("can_trim", 5),
-        ("can_write_zeroes", 6),
-    ],
-)
+ABILITIES = ("read_only", "can_flush", "can_fua", "rotational", "can_trim", "can_write_zeroes")
+
+
+@pytest.mark.parametrize(("bit", "field"), list(enumerate(ABILITIES, start=1)))
 def test_each_ability_is_its_own_transmission_flag(field, bit):
-    base = dict.fromkeys(("read_only", "can_flush", "can_fua", "rotational", "can_trim", "can_write_zeroes"), False)
+    base = dict.fromkeys(ABILITIES, False)
     export = describe("v", Geometry(1 << 20, 512, 4096, 1 << 20, **(base | {field: True})))
     assert export.flags == 1 | 1 << 8 | 1 << bit

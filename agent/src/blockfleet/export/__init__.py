@@ -1,3 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-# SPDX-License-Identifier: GPL-3.0-or-later
 """The NBD server: one Unix socket a volume."""
