@@ -31,7 +31,7 @@ attributes:
     description: Can run in C(check_mode) and return changed status prediction without modifying the managed host.
     support: full
     details:
-      - The agent plans the very change that it would apply, so RV(actions) and RV(diff) are those of the real run.
+      - The agent plans the very change that it would apply, so RV(actions) and the diff are those of the real run.
   diff_mode:
     description: Will return details on what has changed (or possibly needs changing in C(check_mode)), when in diff mode.
     support: full

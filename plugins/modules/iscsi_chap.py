@@ -17,7 +17,7 @@ description:
   - A changed secret is a change, an unchanged one is not, and neither is ever shown. What the agent stores is
     encrypted, and what it shows are fingerprints with a key that does not leave the host.
 author:
-  - The Blockfleet authors (@blockfleet)
+  - The Blockfleet authors (!UNKNOWN)
 version_added: 0.1.0
 extends_documentation_fragment:
   - blockfleet.iscsi._agent

@@ -13,7 +13,7 @@ description:
   - Gives the agent of a host one document with everything that the other modules declare in parts.
   - With O(mode=replace), what the document does not name is not declared any more, so that the document is all there is.
 author:
-  - The Blockfleet authors (@blockfleet)
+  - The Blockfleet authors (!UNKNOWN)
 version_added: 0.1.0
 extends_documentation_fragment:
   - blockfleet.iscsi._agent

@@ -13,7 +13,7 @@ description:
   - Returns what is declared for the iSCSI storage of a host, what is there, and where the two differ.
   - Reads from the agent and changes nothing. It causes no traffic to targets.
 author:
-  - The Blockfleet authors (@blockfleet)
+  - The Blockfleet authors (!UNKNOWN)
 version_added: 0.1.0
 extends_documentation_fragment:
   - blockfleet.iscsi._agent

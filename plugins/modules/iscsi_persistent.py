@@ -15,7 +15,7 @@ description:
   - A volume is bound to the identity of its logical unit (VPD page 83h), which is checked after every login.
     When a target comes back with another disk under the same number, the volume is not served.
 author:
-  - The Blockfleet authors (@blockfleet)
+  - The Blockfleet authors (!UNKNOWN)
 version_added: 0.1.0
 extends_documentation_fragment:
   - blockfleet.iscsi._agent

@@ -14,7 +14,7 @@ description:
     without asking anyone.
   - Discovery never changes anything but what is known of targets. Logins, credentials, and policies stay as they are.
 author:
-  - The Blockfleet authors (@blockfleet)
+  - The Blockfleet authors (!UNKNOWN)
 version_added: 0.1.0
 extends_documentation_fragment:
   - blockfleet.iscsi._agent

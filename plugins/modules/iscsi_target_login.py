@@ -14,7 +14,7 @@ description:
     brings them back when they are lost, and logs in again after a reboot.
   - Every portal is a session of its own, with an identity of its own. No portal is logged in at that is not declared.
 author:
-  - The Blockfleet authors (@blockfleet)
+  - The Blockfleet authors (!UNKNOWN)
 version_added: 0.1.0
 extends_documentation_fragment:
   - blockfleet.iscsi._agent

@@ -14,7 +14,7 @@ description:
     The narrowest one counts.
   - Policies change while volumes are in use. No I/O is interrupted.
 author:
-  - The Blockfleet authors (@blockfleet)
+  - The Blockfleet authors (!UNKNOWN)
 version_added: 0.1.0
 extends_documentation_fragment:
   - blockfleet.iscsi._agent
