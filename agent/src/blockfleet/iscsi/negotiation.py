@@ -162,7 +162,8 @@ class Negotiator:
         """
         values: dict[str, Any] = dict(self._results)
         for name, offered in self._offered.items():
-            values.setdefault(name, self._default(KEYS[name], offered))
+            if name not in values:
+                values[name] = self._default(KEYS[name], offered)
         declared = values.pop("MaxRecvDataSegmentLength", None)
         changes: dict[str, Any] = {KEYS[name].attribute: value for name, value in values.items()}
         for attribute in ("header_digest", "data_digest"):

@@ -25,7 +25,7 @@ class SessionOffer:
     max_recv_data_segment_length: int = 262144
     max_burst_length: int = 1 << 20
     first_burst_length: int = 262144
-    default_time2wait: int = 2
+    default_time2wait: int = 0
     default_time2retain: int = 20
     max_outstanding_r2t: int = 8
     data_pdu_in_order: bool = True
