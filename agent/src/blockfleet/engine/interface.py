@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
 """The waist between the control plane and whatever moves data: specifications in, states out.
 
 A second kind of engine (the kernel's initiator) fits behind :class:`Engine`; nothing above this module may

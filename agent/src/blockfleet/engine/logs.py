@@ -51,11 +51,10 @@ class LineFormatter(logging.Formatter):
     Control characters are escaped: text from a peer can neither end a line nor drive a terminal.
     """
 
-    converter = time.gmtime
-
     def __init__(self, *, journal: bool) -> None:
         head = "" if journal else "%(asctime)s "
         super().__init__(f"{head}%(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+        self.converter = time.gmtime
         self._journal = journal
 
     def format(self, record: logging.LogRecord) -> str:

@@ -46,12 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BlockfleetError as error:
         _log.error("%s", error)
         return EX_TEMPFAIL if error.code is Isdsc.STATE_LOCKED else 1
-    try:
-        forbid_dumps()
-        raise_descriptor_limit()
-        with asyncio.Runner(loop_factory=_loop_factory(options.uvloop)) as runner:
-            runner.run(_serve(options.runtime_dir))
-    finally:
+    if lock.unclean:
+        _log.warning("the engine before this one was killed: its last writes are fenced before units are used")
+    forbid_dumps()
+    raise_descriptor_limit()
+    with asyncio.Runner(loop_factory=_loop_factory(options.uvloop)) as runner:
+        clean = runner.run(_serve(options.runtime_dir, unclean=lock.unclean))
+    if clean:
         lock.release()
     return 0
 
@@ -91,32 +92,34 @@ def _loop_factory(wanted: bool) -> Callable[[], asyncio.AbstractEventLoop] | Non
     return factory
 
 
-async def _serve(runtime: Path) -> None:
+async def _serve(runtime: Path, *, unclean: bool) -> bool:
+    """Serve until told to stop; tells whether every session was logged out in time."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     instance = secrets.token_hex(8)
-    data_plane = DataPlane(runtime / "volumes", instance=instance, version=__version__)
+    data_plane = DataPlane(runtime / "volumes", instance=instance, version=__version__, unclean=unclean)
     server = ControlServer(data_plane, runtime / SOCKET_NAME, instance=instance, version=__version__)
     await server.start()
     watchdog = loop.create_task(keep_alive())
     _log.info("ready: process %d, instance %s, control socket %s", os.getpid(), instance, runtime / SOCKET_NAME)
     notify("READY=1", f"STATUS=instance {instance}")
+    await stop.wait()
+    notify("STOPPING=1")
+    _log.info("stopping")
+    await server.stop()
     try:
-        await stop.wait()
+        async with asyncio.timeout(STOP_TIMEOUT):
+            await data_plane.close()
+    except TimeoutError:
+        _log.warning("not everything logged out within %.0f s", STOP_TIMEOUT)
+        return False
     finally:
-        notify("STOPPING=1")
-        _log.info("stopping")
-        await server.stop()
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT):
-                await data_plane.close()
-        except TimeoutError:
-            _log.warning("not everything logged out within %.0f s", STOP_TIMEOUT)
         watchdog.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watchdog
+    return True
 
 
 if __name__ == "__main__":

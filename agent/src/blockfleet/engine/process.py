@@ -23,8 +23,10 @@ _PR_SET_DUMPABLE = 4
 class RuntimeLock:
     """Holds a runtime directory for this process; the kernel lets go of it when the process ends, however."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, unclean: bool) -> None:
         self._descriptor = descriptor
+        self.unclean = unclean
+        """The process that held it last was killed: it has not called :meth:`release`."""
 
     @classmethod
     def acquire(cls, runtime: Path) -> RuntimeLock:
@@ -55,12 +57,14 @@ class RuntimeLock:
                 f"another engine ({holder or 'starting'}) already runs on {runtime}",
                 remedy="stop it, or give this one another --runtime-dir",
             ) from None
+        unclean = os.fstat(descriptor).st_size > 0
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()}\n".encode(), 0)
-        return cls(descriptor)
+        return cls(descriptor, unclean)
 
     def release(self) -> None:
-        """Let go; the file stays, so that nobody locks one that another is about to unlink."""
+        """Say that the end is clean and let go; the file stays, so that nobody locks one that is about to go."""
+        os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
 
 
