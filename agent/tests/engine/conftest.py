@@ -2,39 +2,22 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from blockfleet.engine.client import EngineClient
 from blockfleet.engine.server import ControlServer
 from blockfleet.model.errors import BlockfleetError
-
-
-def _sibling(name: str) -> ModuleType:
-    """Load a module beside this one (the tests are no package)."""
-    full = f"blockfleet_tests_engine_{name}"
-    if full not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[full] = module
-        spec.loader.exec_module(module)
-    return sys.modules[full]
-
-
-scripted = _sibling("scripted")
+from tests.engine.scripted import ScriptedEngine
 
 
 @pytest.fixture
 def engine():
-    return scripted.ScriptedEngine()
+    return ScriptedEngine()
 
 
 @pytest.fixture

@@ -43,7 +43,15 @@ class DataPlane:
     that the one before it was killed, so that units are fenced before their first use.
     """
 
-    def __init__(self, directory: Path, *, instance: str, version: str, make_nexus: NexusFactory = Nexus) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        instance: str,
+        version: str,
+        unclean: bool = False,
+        make_nexus: NexusFactory = Nexus,
+    ) -> None:
         self._directory = directory
         self._instance = instance
         self._version = version
