@@ -204,7 +204,8 @@ class Task:
         elif unit is None:
             self.outcome = device.absent(self.cdb, session.luns)
         else:
-            call = Call(self.cdb, unit, session.nexus, session.luns)
+            out_size = self.expected if self.flags & WRITE else 0
+            call = Call(self.cdb, unit, session.nexus, session.luns, out_size)
             try:
                 self.command = device.find(self.cdb)
                 needed = device.admit(call, self.command)

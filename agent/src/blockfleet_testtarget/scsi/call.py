@@ -10,11 +10,11 @@ from blockfleet_testtarget.scsi.unit import LogicalUnit
 class Call:
     """A CDB with its logical unit, nexus and Data-Out buffer.
 
-    `luns` are the LUNs of the target, for REPORT LUNS. `data` may be a view that is valid during
-    the call only.
+    `luns` are the LUNs of the target, for REPORT LUNS. `out_size` is the size of the initiator's
+    Data-Out buffer; `data` what of it came, and may be a view that is valid during the call only.
     """
 
-    __slots__ = ("cdb", "data", "luns", "nexus", "unit")
+    __slots__ = ("cdb", "data", "luns", "nexus", "out_size", "unit")
 
     def __init__(
         self,
@@ -22,10 +22,11 @@ class Call:
         unit: LogicalUnit,
         nexus: Nexus,
         luns: list[int],
-        data: bytes | bytearray | memoryview = b"",
+        out_size: int = 0,
     ) -> None:
         self.cdb = cdb
         self.unit = unit
         self.nexus = nexus
         self.luns = luns
-        self.data = data
+        self.out_size = out_size
+        self.data: bytes | bytearray | memoryview = b""

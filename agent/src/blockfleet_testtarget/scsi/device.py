@@ -23,11 +23,15 @@ SERVICE_ACTION = 0x1F
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command: how it runs, what Data-Out it takes, and which CDB bits it knows (`usage`)."""
+    """One command: how it runs, what Data-Out it takes, and which CDB bits it knows (`usage`).
+
+    An `exact` command is refused when the Data-Out buffer has another size than what it takes.
+    """
 
     run: Callable[[Call], Result]
     usage: str
     out: Callable[[Call], int] | None = None
+    exact: bool = False
 
 
 def _ready(call: Call) -> Result:
@@ -157,7 +161,9 @@ def _build() -> dict[tuple[int, int | None], Command]:
         (0x42, None): Command(medium.unmap, "42000000000000ffff04", medium.unmap_length),
         (0x55, None): Command(mode.mode_select_10, "55100000000000ffff04", _list_length_10),
         (0x5A, None): Command(mode.mode_sense_10, "5a18ffff000000ffff04"),
-        (0x89, None): Command(medium.compare_and_write, "8918ffffffffffffffff000000ff1f04", medium.compare_length),
+        (0x89, None): Command(
+            medium.compare_and_write, "8918ffffffffffffffff000000ff1f04", medium.compare_length, exact=True
+        ),
         (0x9E, 0x10): Command(medium.read_capacity_16, "9e100000000000000000ffffffff0004"),
         (0xA0, None): Command(_report_luns, "a000ff000000ffffffff0004"),
         (0xA3, 0x0A): Command(_report_groups, "a3ea00000000ffffffff0004"),
@@ -182,6 +188,7 @@ def _add_sized(table: dict[tuple[int, int | None], Command]) -> None:
         ({0x08: 6, 0x28: 10, 0xA8: 12, 0x88: 16}, 0x18, medium.read, None),
         ({0x0A: 6, 0x2A: 10, 0xAA: 12, 0x8A: 16}, 0x18, medium.write, medium.write_length),
         ({0x2E: 10, 0xAE: 12, 0x8E: 16}, 0x12, medium.write, medium.write_length),
+        ({0x8B: 16}, 0x18, medium.or_write, medium.write_length),
         ({0x2F: 10, 0xAF: 12, 0x8F: 16}, 0x16, medium.verify, medium.verify_length),
         ({0x34: 10, 0x90: 16}, 0x02, medium.prefetch, None),
         ({0x35: 10, 0x91: 16}, 0x02, medium.synchronize, None),
@@ -192,7 +199,8 @@ def _add_sized(table: dict[tuple[int, int | None], Command]) -> None:
             extent = medium.EXTENTS[size]
             length = out(extent) if callable(out) else None
             known = flags & ~medium.NDOB if opcode == 0x41 else flags
-            table[opcode, None] = Command(run(extent), _USAGE[size].format(op=opcode, flags=known), length)
+            usage = _USAGE[size].format(op=opcode, flags=known)
+            table[opcode, None] = Command(run(extent), usage, length, exact=run is medium.write_same)
 
 
 COMMANDS = _build()
@@ -231,7 +239,10 @@ def admit(call: Call, command: Command) -> int:
         raise Conflict
     if unit.reservations.kind is not None:
         unit.reservations.check(call.nexus, opcode)
-    return command.out(call) if command.out is not None else 0
+    needed = command.out(call) if command.out is not None else 0
+    if command.exact and call.out_size != needed:
+        raise illegal_field(len(command.usage) // 2 - 2)
+    return needed
 
 
 def failure(error: CheckCondition | Conflict) -> Result:

@@ -122,6 +122,21 @@ def write(extent: Extent) -> Callable[[Call], Result]:
     return run
 
 
+def or_write(extent: Extent) -> Callable[[Call], Result]:
+    """ORWRITE: store the bitwise OR of what is there and what came (SBC-3 5.7)."""
+
+    def run(call: Call) -> Result:
+        size = call.unit.medium.block_size
+        whole = len(call.data) // size * size
+        stored = call.unit.backing.read(extent(call.cdb)[0] * size, whole)
+        both = int.from_bytes(stored, "big") | int.from_bytes(call.data[:whole], "big")
+        call.data = both.to_bytes(whole, "big")
+        return store(call)
+
+    store = write(extent)
+    return run
+
+
 def verify_length(extent: Extent) -> Callable[[Call], int]:
     """Bytes of Data-Out of a VERIFY: as BYTCHK says."""
 
@@ -202,8 +217,6 @@ def compare_and_write(call: Call) -> Result:
     """COMPARE AND WRITE (SBC-3 5.2)."""
     lba, count = extent_compare(call.cdb)
     unit, half = call.unit, count * call.unit.medium.block_size
-    if len(call.data) != 2 * half:
-        raise CheckCondition(conditions.WRONG_AMOUNT)
     data = bytes(call.data)
     offset = lba * unit.medium.block_size
     compare(unit.backing.read(offset, half), data[:half])
@@ -239,8 +252,6 @@ def write_same(extent: Extent) -> Callable[[Call], Result]:
         lba, count = extent(call.cdb)
         size = unit.medium.block_size
         block = bytes(call.data)
-        if block and len(block) != size:
-            raise CheckCondition(conditions.WRONG_AMOUNT)
         if not any(block):
             unit.backing.zero(lba * size, count * size)
             return Result()
