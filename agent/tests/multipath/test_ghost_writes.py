@@ -331,7 +331,7 @@ class GhostWrites(RuleBasedStateMachine):
 
 
 TestGhostWrites = GhostWrites.TestCase
-TestGhostWrites.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestGhostWrites.settings = settings(max_examples=300, stateful_step_count=60, deadline=None, derandomize=True)
 
 
 # --- the cases that went wrong on a real target, one by one -----------------------------------------------

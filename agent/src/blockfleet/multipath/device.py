@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
+from typing import Literal
 
 from blockfleet.model.desired import Policy
 from blockfleet.multipath.events import DevicePhase, Event, EventKind
@@ -88,6 +89,8 @@ class MultipathDevice:
         self._later_count = 0
         self._held = 0
         self._recoveries: dict[ScsiCommand, Recovery] = {}
+        self._losing: list[Path] = []
+        """Lost paths whose other commands have yet to come back: what they wrote is not locked before."""
         self._fences = Fences()
         self._locks = self._fences.locks
         self._queue_until: float | None = now() + queue_timeout
@@ -378,9 +381,7 @@ class MultipathDevice:
             self._finish(command)
             return
         self._calm = False
-        recovery = self._recoveries.get(command)
-        if recovery is None:
-            recovery = self._recoveries[command] = Recovery(command)
+        recovery = self._recoveries.get(command) or self._recoveries.setdefault(command, Recovery(command))
         if command.outcome == Outcome.COMPLETE:
             row = classify(command.status, command.sense)
             if row.action is Action.DONE:
@@ -405,6 +406,8 @@ class MultipathDevice:
             return self._retry(command, path, recovery, None)
         recovery.losses += 1
         keep = recovery.losses <= LOSS_LIMIT
+        if outcome == Outcome.UNKNOWN and path.in_flight and path not in self._losing:
+            self._losing.append(path)
         if outcome == Outcome.UNKNOWN and recovery.effect is not Effect.NONE:
             keep = keep and recovery.effect is Effect.OVERWRITE
             self._held += keep
@@ -425,11 +428,16 @@ class MultipathDevice:
             self._changed(command.error)
             self._emit(Event(EventKind.FENCE, path, cause=command.error))
 
-    def _send_again(self, command: ScsiCommand) -> None:
+    def _hold(self, command: ScsiCommand) -> None:
         renew(command)
         self._retries += 1
         self._held += 1
+
+    def _send_again(self, command: ScsiCommand) -> Literal[True]:
+        """Keep a command and send it as soon as a path takes it."""
+        self._hold(command)
         self._ready.appendleft(command)
+        return True
 
     def _retry(self, command: ScsiCommand, _path: Path, recovery: Recovery, _row: Disposition | None) -> bool:
         """Repeat a command that may have run in part, but does not run any more."""
@@ -438,25 +446,21 @@ class MultipathDevice:
             return False
         if recovery.effect is Effect.OVERWRITE and recovery.lock is None:
             recovery.lock = self._locks.add(recovery.extent, command)
-        self._send_again(command)
-        return True
+        return self._send_again(command)
 
     def _consume(self, command: ScsiCommand, path: Path, recovery: Recovery, _row: Disposition) -> bool:
         path.attentions += 1
         recovery.attentions += 1
         if recovery.attentions > ATTENTION_LIMIT:
             return False
-        self._send_again(command)
-        return True
+        return self._send_again(command)
 
     def _back_off(self, command: ScsiCommand, path: Path, recovery: Recovery, _row: Disposition) -> bool:
         path.cut_back()
         at = recovery.pause(self._now(), self._retry_budget, self._random())
         if at is None:
             return False
-        renew(command)
-        self._retries += 1
-        self._held += 1
+        self._hold(command)
         self._later_count += 1
         heapq.heappush(self._later, (at, self._later_count, command))
         return True
@@ -477,8 +481,7 @@ class MultipathDevice:
         recovery.losses += 1
         if recovery.losses > LOSS_LIMIT:
             return False
-        self._send_again(command)
-        return True
+        return self._send_again(command)
 
     # --- the queue ----------------------------------------------------------------------------------------
 
@@ -518,14 +521,19 @@ class MultipathDevice:
             return
         self._pumping = True
         ready = self._ready
-        while ready and not self._suspensions:
+        self._losing = [path for path in self._losing if path.in_flight]
+        while ready and not (self._suspensions or self._losing):
             command = ready[0]
             if self._locks:
                 extent, own = self._extent(command)
                 lock = self._locks.blocking(extent, own)
                 if lock is not None:
                     ready.popleft()
-                    self._wait_for(lock, command)
+                    if self._fences.is_hopeless(lock):
+                        self._held -= 1
+                        self._refuse(command, "its blocks have a write of unknown outcome that was not fenced")
+                    else:
+                        lock.waiters.append(command)
                     continue
             path = self._select()
             if path is None:
@@ -540,17 +548,10 @@ class MultipathDevice:
         self._drained()
         self._calm = (
             self._group.serving
-            and not (ready or self._locks or self._recoveries or self._suspensions or self._closed)
+            and not (ready or self._locks or self._recoveries or self._suspensions or self._losing or self._closed)
             and self._group.is_whole
         )
         self._arm()
-
-    def _wait_for(self, lock: RangeLock, command: ScsiCommand) -> None:
-        if self._fences.is_hopeless(lock):
-            self._held -= 1
-            self._refuse(command, "its blocks were written with unknown outcome and could not be fenced")
-        else:
-            lock.waiters.append(command)
 
     def _drained(self, now: float | None = None) -> None:
         """Tell those who wait for quiet, when it is quiet or their time is up."""
