@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How a volume's NBD socket becomes what its user asked for."""
+"""What a volume's NBD socket is made into, so that users can open it."""

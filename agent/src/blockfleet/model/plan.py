@@ -142,6 +142,7 @@ class Plan(_Answer):
 
     format_version: int = FORMAT_VERSION
     changed: bool = False
+    """Whether anything would be done: some action is there that is not refused."""
     generation: int
     """Generation of the desired state that the plan is based on."""
     actions: tuple[Action, ...] = ()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Diff and plan (pure), apply, verify, and the loop that keeps a host in its declared state."""
+"""From desired and observed to a plan, from a plan to deeds, and then to look whether it came true."""

@@ -63,6 +63,27 @@ class Desired:
     unreadable: frozenset[str] = frozenset()
 
 
+def unreadable_in(document: Document, desired: Desired) -> frozenset[str]:
+    """Return the records of ``document`` that still stand for a secret which ``desired`` cannot read."""
+    if not desired.unreadable:
+        return frozenset()
+    present = dict(credentials_of(desired.document))
+    return frozenset(
+        record
+        for record, chap in credentials_of(document)
+        if record in desired.unreadable and _same_placeholders(chap, present.get(record))
+    )
+
+
+def _same_placeholders(chap: Chap, present: Chap | None) -> bool:
+    return present is not None and any(
+        (secret := getattr(chap, field)) is not None
+        and secret.get_secret_value().startswith(_PLACEHOLDER)
+        and secret == getattr(present, field)
+        for field in SECRET_FIELDS
+    )
+
+
 class Vault:
     """Translates documents; knows the rows of the secret table but does not write them."""
 
