@@ -83,12 +83,12 @@ async def running(made: NexusParameters) -> AsyncIterator[tuple[Nexus, Listener]
         await nexus.stop()
 
 
-async def run(nexus: Nexus, cdb: bytes, *, read: int = 0, write: bytes = b"") -> ScsiCommand:
+async def run(nexus: Nexus, cdb: bytes, *, read: int = 0, write: bytes = b"", lun: int = LUN_0) -> ScsiCommand:
     """Run one command and wait for its end."""
     done: asyncio.Future[ScsiCommand] = asyncio.get_running_loop().create_future()
     nexus.execute(
         ScsiCommand(
-            LUN_0,
+            lun,
             cdb.ljust(16, b"\0"),
             done.set_result,
             data_in=memoryview(bytearray(read)) if read else None,

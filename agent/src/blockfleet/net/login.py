@@ -20,7 +20,7 @@ from blockfleet.model.portal import Portal
 from blockfleet.net.addresses import connect
 from blockfleet.net.transport import SessionTransport
 
-LEADING_CID = 1
+LEADING_CID = 0
 """CID of the first connection of a session."""
 
 _CHALLENGES = ChallengeMemory()
