@@ -158,6 +158,11 @@ def test_KEY_02_limit_holds_for_each_value_of_a_list() -> None:
         check_length(KEYS["HeaderDigest"], "None," + "x" * 256)
 
 
+def test_KEY_02_list_as_a_whole_is_bounded_too() -> None:
+    with pytest.raises(ValueFault, match="8192"):
+        check_length(KEYS["HeaderDigest"], ",".join(["x" * 255] * 33))
+
+
 def test_values_are_written_as_the_rfc_spells_them() -> None:
     assert [write_value(v) for v in (True, False, 65536, ("CRC32C", "None"), "All")] == [
         "Yes",

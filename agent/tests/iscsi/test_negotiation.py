@@ -421,6 +421,11 @@ def test_KEY_35_leading_only_key_of_the_target_is_answered_irrelevant_on_an_adde
     assert negotiator.receive([("MaxBurstLength", "65536")]) == [("MaxBurstLength", "Irrelevant")]
 
 
+def test_declaration_on_an_added_connection_is_not_answered() -> None:
+    negotiator = Negotiator(OFFER, phase=Phase.ADDED_LOGIN, session=SESSION)
+    assert negotiator.receive([("X#NodeArchitecture", "ExampleOS/1.0")]) == []
+
+
 def test_full_feature_phase_negotiates_the_segment_length_only() -> None:
     negotiator = Negotiator(
         replace(OFFER, max_recv_data_segment_length=65536), phase=Phase.FULL_FEATURE, session=SESSION

@@ -272,6 +272,15 @@ def test_reserved_bits_of_the_flags_are_ignored(pdu: Pdu, wire: str) -> None:
     assert decode_pdu(bytes(bhs), data=pdu.data) == pdu
 
 
+def test_header_of_another_pdu_is_refused() -> None:
+    with pytest.raises(PduError, match="0x20 is not LOGIN_RESPONSE"):
+        LoginResponse.decode(NopIn().encode())
+
+
+def test_task_attribute_is_the_low_bits_of_the_flags() -> None:
+    assert ScsiCommandPdu(flags=0xE3).attribute == 3
+
+
 def test_reserved_bit_7_of_byte_0_is_ignored() -> None:
     assert decode_pdu(bytes([0x80 | 0x20, 0x80]) + bytes(46)) == decode_pdu(bytes([0x20, 0x80]) + bytes(46))
 
@@ -302,7 +311,7 @@ def test_extended_cdb_of_17_bytes_is_padded() -> None:
 @pytest.mark.parametrize(
     "ahs",
     [
-        pytest.param("0000010000000000", id="length-0"),
+        pytest.param("00000100", id="length-0"),
         pytest.param("0009010000000000", id="overrun"),
         pytest.param("ffff010000000000", id="overrun-far"),
         pytest.param("0005030000000000", id="reserved-type"),

@@ -120,11 +120,6 @@ class Negotiator:
         """TargetAddress values as they came, unread."""
         self.warnings: list[str] = []
 
-    @property
-    def pending(self) -> list[str]:
-        """Names of the keys that were offered and not answered."""
-        return [name for name in self._offered if name not in self._seen]
-
     def offers(self) -> list[Pair]:
         """Return our offers and declarations, in the order of the table; to be sent once."""
         pairs: list[Pair] = []
