@@ -17,6 +17,7 @@ from blockfleet_testtarget import config as configuration
 from blockfleet_testtarget.config import Config, ConfigError
 from blockfleet_testtarget.control import ControlServer
 from blockfleet_testtarget.target import TestTarget
+from blockfleet_testtarget.threaded import new_loop
 
 DESCRIPTION = """\
 An iSCSI target for tests and demonstrations, with faults that can be armed.
@@ -171,13 +172,8 @@ def announce(target: TestTarget, options: argparse.Namespace) -> None:
 
 def run(config: Config, options: argparse.Namespace) -> None:
     """Run on uvloop where it is installed, on asyncio otherwise."""
-    try:
-        import uvloop  # noqa: PLC0415 - faster, but nothing depends on it
-    except ImportError:
-        asyncio.run(serve(config, options))
-    else:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(config, options))
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(serve(config, options))
 
 
 def main(arguments: list[str] | None = None) -> int:
