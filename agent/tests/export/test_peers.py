@@ -149,6 +149,7 @@ async def test_fio_verifies_every_block_it_wrote(serve, size, depth):
         "--size=32M",
         "--verify=crc32c",
         "--verify_fatal=1",
+        "--verify_state_save=0",
         "--fsync=16",
         "--output-format=json",
     )

@@ -141,7 +141,7 @@ class TestCapture:
         pdus = capture.check()
         login = [pdu for pdu in pdus if pdu.opcode == 0x03]
         assert login[0].keys["TargetName"] == NAME
-        assert login[0].keys["AuthMethod"] == "CHAP"
+        assert login[0].keys["AuthMethod"] == "CHAP,None"
         assert any(pdu.keys.get("CHAP_N") == USER.user for pdu in login)
         assert {0x01, 0x03, 0x06, 0x21, 0x23, 0x25, 0x26} <= {pdu.opcode for pdu in pdus}
         commands = [pdu for pdu in pdus if pdu.opcode == 0x01]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The Linux SCSI target framework's user-space target (tgtd), each instance with ports and a control socket of its own."""
+"""tgtd, the Linux SCSI target framework's user-space target: each has ports and a control socket of its own."""
 
 from __future__ import annotations
 
@@ -140,7 +140,12 @@ class Tgt:
         where = ("--tid", str(self._targets[target]), "--lun", str(lun))
         block = parameters.pop("block_size", None)
         self._tell(
-            "logicalunit", "new", *where, "--backing-store", str(path), *(("-y", str(block)) if block else ())
+            "logicalunit",
+            "new",
+            *where,
+            "--backing-store",
+            str(path),
+            *(("--blocksize", str(block)) if block else ()),
         )
         if parameters:
             values = ",".join(f"{name}={value}" for name, value in parameters.items())
