@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.engine.scripted import ScriptedEngine
 
 from blockfleet.engine.client import EngineClient
 from blockfleet.engine.server import ControlServer
 from blockfleet.model.errors import BlockfleetError
-from tests.engine.scripted import ScriptedEngine
 
 
 @pytest.fixture

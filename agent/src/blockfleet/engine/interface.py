@@ -29,7 +29,7 @@ class Credentials(_Wire):
     """CHAP credentials in the form that the engine keeps in memory only.
 
     ``fingerprint`` is the agent's keyed digest of all of it: the engine echoes it in :class:`SessionState`, so
-    that the agent can tell whether a session runs on the credentials it should.
+    that the agent can tell whether a session has the credentials it should.
     """
 
     user: str
@@ -141,6 +141,8 @@ class SessionState(_Wire):
     tsih: int = 0
     tag: int | None = None
     credentials_fingerprint: str = ""
+    """Of the credentials that this session's next login uses; ``relogin_pending`` tells whether the present login
+    used others."""
     options: LoginOptions = LoginOptions()
     """The options that this session's next login uses."""
     relogin_pending: bool = False

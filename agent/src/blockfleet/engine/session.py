@@ -163,7 +163,7 @@ class Session:
             isid=self.spec.isid,
             tsih=nexus.tsih if logged_in else 0,
             tag=nexus.portal_group_tag,
-            credentials_fingerprint=self._in_use.credentials.fingerprint if self._in_use.credentials else "",
+            credentials_fingerprint=self.spec.credentials.fingerprint if self.spec.credentials else "",
             options=self.spec.options,
             relogin_pending=logged_in and needs_new_login(self._in_use, self.spec),
             negotiated=nexus.negotiated.as_text() if logged_in and nexus.negotiated else {},
