@@ -146,3 +146,14 @@ def test_text_of_any_kind_is_refused_or_read_back(text: str) -> None:
         return
     assert 1 <= portal.port <= 65535
     assert Portal.parse(str(portal)) == portal
+
+
+@pytest.mark.parametrize("zone", ["$(reboot)", "a b", "a\nb", "x" * 16, "", "../x"])
+def test_a_zone_is_an_interface_and_nothing_else(zone: str) -> None:
+    with pytest.raises(InvalidPortal):
+        Portal.parse(f"[fe80::1%{zone}]")
+
+
+def test_a_host_name_that_some_resolvers_read_as_an_address_is_refused() -> None:
+    with pytest.raises(InvalidPortal):
+        Portal.parse("0x7f.0x1")

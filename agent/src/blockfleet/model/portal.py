@@ -10,6 +10,9 @@ from dataclasses import dataclass
 DEFAULT_PORT = 3260
 """The well-known port of iSCSI (RFC 3720 13, IANA)."""
 
+_ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
+"""An interface name or number, as it stands behind the % of a link-local address."""
+
 _HOST_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.IGNORECASE)
 
 
@@ -79,9 +82,11 @@ def _number(text: str, low: int, high: int, what: str) -> int:
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host)
     except ValueError:
         return None
+    zone = getattr(address, "scope_id", None)
+    return None if zone is not None and not _ZONE.fullmatch(zone) else address
 
 
 def _canonical_host(host: str, shown: str) -> str:
@@ -91,6 +96,7 @@ def _canonical_host(host: str, shown: str) -> str:
     labels = host.removesuffix(".").split(".")
     if len(host) > 253 or not all(_HOST_LABEL.fullmatch(label) for label in labels):
         raise InvalidPortal(f"portal {shown} has neither an IP address nor a host name before its port")
-    if labels[-1].isdigit():
+    # Some resolvers read numbers, also hexadecimal ones, as an IPv4 address.
+    if labels[-1].isdigit() or labels[-1].lower().startswith("0x"):
         raise InvalidPortal(f"portal {shown} has a malformed IPv4 address")
     return host.removesuffix(".").lower()

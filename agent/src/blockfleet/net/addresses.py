@@ -104,15 +104,13 @@ def _reason(error: BaseException) -> str:
     return str(error)
 
 
-def redirect_allowed(origin: Portal, moved_to: Portal) -> bool:
-    """Tell whether a redirect may be followed: never to an address that no portal has.
+def redirect_allowed(origin: Portal, moved_to: str) -> bool:
+    """Tell whether a redirect to an IP address may be followed: never to one that no portal has.
 
     A target on the network must not send this host to its own loopback, to a multicast address or to the
     unspecified one.
     """
-    if not moved_to.is_address:
-        return True
-    address = ipaddress.ip_address(moved_to.host)
+    address = ipaddress.ip_address(moved_to)
     if address.is_multicast or address.is_unspecified:
         return False
     if address.is_loopback or address.is_link_local:

@@ -16,7 +16,7 @@ from blockfleet.iscsi.text import encode_text
 from blockfleet.model.errors import BlockfleetError
 from blockfleet.model.isdsc import Isdsc
 from blockfleet.model.portal import Portal
-from blockfleet.net.login import Dialled, LoginIntent, dial
+from blockfleet.net.login import Dialled, LoginIntent, dial_with_fallback
 
 LOGOUT_PATIENCE = 1.0
 """Seconds for the Logout Response: the answer is in hand by then."""
@@ -44,7 +44,7 @@ async def send_targets(
         timeout=timeout,
         patience=Patience(noop_interval=0.0, text=timeout, logout=LOGOUT_PATIENCE),
     )
-    dialled = await dial(portal, intent, random_bytes, _no_event)
+    dialled = await dial_with_fallback(portal, intent, random_bytes, _no_event)
     if isinstance(dialled, LoginFailure):
         raise login_error(dialled, None, portal)
     try:

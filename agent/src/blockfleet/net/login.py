@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blockfleet.iscsi.chap import ChallengeMemory, ChapCredentials
 from blockfleet.iscsi.connection import Connection
@@ -61,6 +61,23 @@ class Dialled:
     transport: SessionTransport
     result: LoginResult
     over: asyncio.Future[ConnectionLost | LoggedOut]
+
+
+async def dial_with_fallback(
+    portal: Portal,
+    intent: LoginIntent,
+    random_bytes: Callable[[int], bytes],
+    on_event: Callable[[Event], None],
+) -> Dialled | LoginFailure:
+    """Do as :func:`dial`; where the target stumbles over a list of CHAP algorithms, try the last one alone.
+
+    The last one is the weakest that the credentials allow: the target gets nothing that was not offered before.
+    """
+    outcome = await dial(portal, intent, random_bytes, on_event)
+    if isinstance(outcome, LoginFailure) and outcome.retry_single_algorithm and intent.credentials is not None:
+        single = replace(intent.credentials, algorithms=intent.credentials.algorithms[-1:])
+        outcome = await dial(portal, replace(intent, credentials=single), random_bytes, on_event)
+    return outcome
 
 
 async def dial(

@@ -13,7 +13,7 @@ import enum
 import os
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from blockfleet.iscsi.chap import ChapCredentials
@@ -33,8 +33,8 @@ from blockfleet.iscsi.session import Patience, Session
 from blockfleet.model.errors import BlockfleetError
 from blockfleet.model.isdsc import Isdsc
 from blockfleet.model.portal import Portal
-from blockfleet.net.addresses import redirect_allowed
-from blockfleet.net.login import Dialled, LoginIntent, dial
+from blockfleet.net.addresses import redirect_allowed, resolve
+from blockfleet.net.login import Dialled, LoginIntent, dial_with_fallback
 from blockfleet.scsi.command import Outcome, ScsiCommand
 
 MAXIMUM_REDIRECTS = 5
@@ -259,18 +259,13 @@ class Nexus:
         portal = self._moved_to or parameters.portal
         for _ in range(MAXIMUM_REDIRECTS + 1):
             failure = await self._attempt(parameters, portal)
-            if failure is not None and failure.retry_single_algorithm and parameters.credentials is not None:
-                # Some old targets fail on a list that has algorithms they do not know.
-                single = replace(parameters.credentials, algorithms=parameters.credentials.algorithms[-1:])
-                parameters = replace(parameters, credentials=single)
-                failure = await self._attempt(parameters, portal)
             if failure is None:
                 return
             if failure.kind not in REDIRECTS or failure.redirect is None:
                 self._refused = not failure.retry
                 raise login_error(failure, parameters.target, portal)
             moved_to = failure.redirect[0]
-            if not redirect_allowed(portal, moved_to):
+            if not all(redirect_allowed(portal, address) for address in await resolve(moved_to)):
                 raise BlockfleetError(
                     Isdsc.INITIATOR_ERROR,
                     f"cannot log in to {parameters.target} at {portal}: redirected to {moved_to}",
@@ -298,7 +293,7 @@ class Nexus:
             timeout=parameters.login_timeout,
             patience=Patience(noop_interval=parameters.noop_interval, noop_timeout=parameters.noop_timeout),
         )
-        outcome = await dial(portal, intent, self._random_bytes, self._session_event)
+        outcome = await dial_with_fallback(portal, intent, self._random_bytes, self._session_event)
         if isinstance(outcome, LoginFailure):
             return outcome
         self._dialled = outcome
