@@ -57,7 +57,7 @@ class Session:
     def begin(self, cmdsn: int) -> None:
         """Take the initial CmdSN of the leading login and let every unit know the nexus."""
         self.expcmdsn = cmdsn
-        self._max_sent = (cmdsn - 1) & MASK32
+        self._max_sent = (cmdsn + self.window - 1) & MASK32
         attention = conditions.POWER_ON if self.endpoint.config.login_attention else None
         if self.node is not None:
             for unit in self.node.luns.values():
@@ -84,13 +84,13 @@ class Session:
             connection.deliver(pdu)
             return
         cmdsn = pdu.cmdsn
+        if later(self.expcmdsn, cmdsn) or later(cmdsn, self._max_sent) or cmdsn in self.waiting:
+            connection.violation(f"CmdSN {cmdsn} is outside {self.expcmdsn} to {self._max_sent} or a duplicate")
+            return
         if cmdsn == self.expcmdsn:
             self.expcmdsn = (cmdsn + 1) & MASK32
             connection.deliver(pdu)
             self._catch_up()
-            return
-        if later(self.expcmdsn, cmdsn) or later(cmdsn, self._max_sent) or cmdsn in self.waiting:
-            connection.violation(f"CmdSN {cmdsn} is outside {self.expcmdsn} to {self._max_sent} or a duplicate")
             return
         if pdu.opcode == Op.SCSI_COMMAND:
             task = connection.make_task(pdu)
