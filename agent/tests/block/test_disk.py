@@ -313,6 +313,14 @@ def test_trim_is_unmap_within_the_units_limit(bench: Any) -> None:
     assert bench.unit.medium[251 * 512] == 0xA5
 
 
+def test_the_residual_that_tgt_reports_for_a_parameter_list_is_no_error(bench: Any) -> None:
+    bench.build()
+    bench.unit.end(UNMAP, outcome=Outcome.COMPLETE, residual=24)
+    assert bench.submit(TRIM, 0, 512).error == 0
+    bench.unit.fail(UNMAP, "05/24/00")
+    assert bench.submit(TRIM, 0, 512).error == errno.EIO
+
+
 @pytest.mark.parametrize(
     "changes",
     [

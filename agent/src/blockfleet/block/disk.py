@@ -422,11 +422,16 @@ class ScsiDisk:
         return ScsiCommand(
             self._lun,
             command,
-            self._on_write,
+            self._unmapped,
             data_out=memoryview(parameters),
             timeout=SLOW_COMMAND_TIMEOUT,
             context=request,
         )
+
+    def _unmapped(self, command: ScsiCommand) -> None:
+        """Take an UNMAP's end: tgt reports a residual for parameter lists that it did read."""
+        command.residual = 0
+        self._write_done(command)
 
     def _zero(self, request: BlockRequest) -> None:
         if not self._write_same:

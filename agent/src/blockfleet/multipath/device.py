@@ -558,8 +558,7 @@ class MultipathDevice:
         if not self._drains:
             return
         quiet = self._group.is_quiet
-        due = [drain for drain in self._drains if quiet or (now is not None and drain[0] <= now)]
-        for drain in due:
+        for drain in [drain for drain in self._drains if quiet or (now is not None and drain[0] <= now)]:
             self._drains.remove(drain)
             drain[1]()
 
