@@ -209,6 +209,7 @@ class EngineEvent(_Wire):
     """Something that happened; numbers up to 121 are those of the Microsoft guide where it has the event."""
 
     sequence: int
+    """Grows by one from event to event, and also from one engine process to the next."""
     time: float
     """Seconds since the epoch."""
     number: int
@@ -256,4 +257,7 @@ class Engine(Protocol):
         """Stop serving a volume and end its clients' connections."""
 
     def events(self, after: int = 0) -> AsyncIterator[EngineEvent]:
-        """Yield events with a sequence above ``after``, the kept ones first, then as they happen."""
+        """Yield events with a sequence above ``after``, the kept ones first, then as they happen.
+
+        A gap in the sequence numbers means that the reader was too slow for what is kept.
+        """

@@ -84,7 +84,8 @@ class Session:
         self._initiator = initiator
         self._events = events
         self._watcher = watcher
-        self._in_use = spec
+        self._in_use: NexusParameters | None = None
+        """What the present login was made with."""
         self._told = ""
         self.generation = 0
         self.profiles: tuple[UnitProfile, ...] = ()
@@ -165,7 +166,9 @@ class Session:
             tag=nexus.portal_group_tag,
             credentials_fingerprint=self.spec.credentials.fingerprint if self.spec.credentials else "",
             options=self.spec.options,
-            relogin_pending=logged_in and needs_new_login(self._in_use, self.spec),
+            relogin_pending=logged_in
+            and self._in_use is not None
+            and needs_new_login(self._in_use, nexus.parameters),
             negotiated=nexus.negotiated.as_text() if logged_in and nexus.negotiated else {},
             logins=nexus.logins,
             units=self.units,
@@ -267,7 +270,7 @@ class Session:
         """Begin a new generation: units are asked for again before anything uses the path."""
         first = nexus.logins <= 1
         self.generation += 1
-        self._in_use = self.spec
+        self._in_use = nexus.attempted
         self._told = ""
         self._login_event.set()
         self._login_event = asyncio.Event()
