@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import fake_agent as fake
-from playbook import Playbook, collections_path
+from tests.collection import fake_agent as fake
+from tests.collection.host import AgentHost
+from tests.collection.playbook import Playbook, collections_path
 
 
 @pytest.fixture
@@ -44,3 +42,20 @@ def plugins() -> Path:
     if str(path) not in sys.path:
         sys.path.insert(0, str(path))
     return path
+
+
+@pytest.fixture
+def agent_host(runtime_dir: Path, tmp_path: Path) -> Iterator[AgentHost]:
+    """An engine and an agent that run, with nothing declared."""
+    host = AgentHost(runtime_dir / "run", runtime_dir / "state", tmp_path)
+    try:
+        host.start()
+        yield host
+    finally:
+        host.stop()
+
+
+@pytest.fixture
+def host_playbook(tmp_path: Path, agent_host: AgentHost) -> Playbook:
+    """Runs plays against the agent of ``agent_host``."""
+    return Playbook(tmp_path, agent_host.socket)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_agent import FakeAgent, Speaker, error, plan, report
+from tests.collection.fake_agent import FakeAgent, Speaker, error, plan, report
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_agent import FakeAgent, error, login_action, plan, problem, report
-from playbook import Playbook
+from tests.collection.fake_agent import FakeAgent, error, login_action, plan, problem, report
+from tests.collection.playbook import Playbook
 
 IQN = "iqn.2026-11.com.example:db"
 STATUS: dict[str, Any] = {

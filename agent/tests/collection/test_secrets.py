@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
-from fake_agent import FakeAgent, error, plan, report
-from playbook import Playbook
+from tests.collection.fake_agent import FakeAgent, error, plan, report
+from tests.collection.playbook import Playbook
 
 IQN = "iqn.2026-11.com.example:db"
 CANARIES = ("canary-of-the-host-1", "canary-of-the-target-2")
