@@ -40,6 +40,7 @@ class EngineProcess:
 
     def __init__(self, runtime: Path, *flags: str) -> None:
         self.runtime = runtime
+        self.told = False
         self.log = runtime.parent / f"{runtime.name}.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -67,8 +68,9 @@ class EngineProcess:
         await client.close()
 
     def terminate(self, seconds: float = 30.0) -> int:
-        """Send SIGTERM and return the exit status."""
-        if self.process.poll() is None:
+        """Send SIGTERM, once however often it is called, and return the exit status."""
+        if self.process.poll() is None and not self.told:
+            self.told = True
             self.process.terminate()
         return self.process.wait(seconds)
 

@@ -76,10 +76,11 @@ async def test_service_manager_hears_ready_and_stopping(tmp_path: Path, monkeypa
             first = await asyncio.wait_for(loop.sock_recv(manager, 200), 20)
             assert first.startswith(b"READY=1\n")
             assert engine.socket.is_socket()
-            engine.process.terminate()
+            stopped = asyncio.create_task(asyncio.to_thread(engine.terminate))
             assert await asyncio.wait_for(loop.sock_recv(manager, 200), 20) == b"STOPPING=1"
+            assert await stopped == 0
         finally:
-            assert engine.terminate() == 0
+            engine.terminate()
 
 
 def test_everything_in_the_runtime_directory_is_for_its_owner_alone(engine_process: EngineProcess) -> None:

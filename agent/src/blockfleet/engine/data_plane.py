@@ -62,6 +62,7 @@ class DataPlane:
         self._closing: dict[str, asyncio.Task[None]] = {}
         self._volumes: dict[str, Volume] = {}
         self._volume_lock = asyncio.Lock()
+        self._withdrawals: set[asyncio.Task[None]] = set()
         self._events = EventLog()
 
     # --- state -------------------------------------------------------------------------------------------
@@ -269,16 +270,25 @@ class DataPlane:
         return volume
 
     async def withdraw(self, name: str) -> None:
-        """Stop serving a volume; one that is not served is no error."""
+        """Stop serving a volume; one that is not served is no error.  Once begun it goes on without its caller."""
+        task = asyncio.get_running_loop().create_task(self._withdraw(name))
+        self._withdrawals.add(task)
+        task.add_done_callback(self._withdrawals.discard)
+        await asyncio.shield(task)
+
+    async def _withdraw(self, name: str) -> None:
         async with self._volume_lock:
-            volume = self._volumes.pop(name, None)
+            volume = self._volumes.get(name)
             if volume is not None:
-                await asyncio.shield(asyncio.get_running_loop().create_task(volume.close()))
+                # It is told of its sessions to the end: what is in flight may need a path that comes back.
+                await volume.close()
+                del self._volumes[name]
 
     async def close(self) -> None:
         """End all volumes, then log out of all sessions."""
-        volumes, self._volumes = tuple(self._volumes.values()), {}
-        await _all(volume.close() for volume in volumes)
+        async with self._volume_lock:
+            await _all(volume.close() for volume in self._volumes.values())
+            self._volumes.clear()
         await _all(self.close_session(key) for key in tuple(self._sessions))
 
 

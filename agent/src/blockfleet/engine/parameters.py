@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from blockfleet.engine.interface import Credentials, InitiatorSpec, SessionSpec, session_key
 from blockfleet.iscsi.chap import ALGORITHM_NAMES, ChapCredentials
 from blockfleet.model import names
@@ -44,12 +46,9 @@ def nexus_parameters(spec: SessionSpec, initiator: InitiatorSpec) -> NexusParame
     )
 
 
-def needs_new_login(used: SessionSpec, wanted: SessionSpec) -> bool:
+def needs_new_login(used: NexusParameters, wanted: NexusParameters) -> bool:
     """Tell whether ``wanted`` differs from ``used`` in something that only a new login brings into force."""
-    patience = {"login_timeout", "replacement_timeout"}
-    return used.credentials != wanted.credentials or (
-        used.options.model_dump(exclude=patience) != wanted.options.model_dump(exclude=patience)
-    )
+    return replace(used, login_timeout=wanted.login_timeout) != wanted
 
 
 def chap_credentials(credentials: Credentials | None) -> ChapCredentials | None:

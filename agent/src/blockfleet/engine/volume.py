@@ -138,13 +138,13 @@ class Volume:
 
     async def close(self) -> None:
         """Answer what is in flight, end the clients' connections, give the paths up."""
-        self._closed = True
         if self._starting is not None:
             await asyncio.wait((self._starting,))
         if self._device.phase in (DevicePhase.QUEUEING, DevicePhase.FAILED):
             self._device.close()
         if self._export is not None:
             await self._export.stop()
+        self._closed = True
         self._device.close()
         if self._timer is not None:
             self._timer.cancel()

@@ -98,6 +98,8 @@ class Nexus:
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self.parameters = parameters
+        self.attempted = parameters
+        """What the last login was tried with: :meth:`set_parameters` during a login counts from the next one."""
         self.phase = NexusPhase.CLOSED
         self.error: BlockfleetError | None = None
         self.logins = 0
@@ -255,7 +257,7 @@ class Nexus:
 
     async def _log_in(self) -> None:
         """Make one attempt; raises :class:`BlockfleetError`."""
-        parameters = self.parameters
+        parameters = self.attempted = self.parameters
         portal = self._moved_to or parameters.portal
         for _ in range(MAXIMUM_REDIRECTS + 1):
             failure = await self._attempt(parameters, portal)
