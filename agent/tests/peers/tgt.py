@@ -39,11 +39,13 @@ class Tgt:
     """A tgtd; what it was told outlives ``restart``, as it would with a configuration file.
 
     ``portals`` are ``address:port`` texts; port 0 is replaced by a free one, which stays the same for ever.  All
-    targets are seen through all portals, and all portals are of group 1.
+    targets are seen through all portals, and all portals are of group 1.  ``parent`` is where its folder is made.
     """
 
-    def __init__(self, portals: Sequence[str] = ("127.0.0.1:0",), options: str = "") -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="tgt-"))
+    def __init__(
+        self, portals: Sequence[str] = ("127.0.0.1:0",), options: str = "", parent: Path | None = None
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="tgt-", dir=parent))
         self._asked = tuple(portals)
         self._options = options
         self._environment = os.environ | {"TGT_IPC_SOCKET": str(self.folder / "ctl")}
