@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -12,9 +13,10 @@ import sys
 
 import pytest
 import yaml
+from rich.console import Console
 from tests.api.recording import STATUS, TARGET
 
-from blockfleet.cli.present import size
+from blockfleet.cli.present import VolumesView, size
 from blockfleet.engine.interface import EngineEvent
 from blockfleet.model.plan import (
     Action,
@@ -157,6 +159,17 @@ def test_volumes_are_listed(agent, cli):
     lines = _stripped(cli("volumes").out)
     assert len(lines) == 2
     assert lines[1].startswith("db01     1 GiB   degraded   1/2")
+
+
+def test_a_narrow_terminal_gets_identity_and_device_unbroken_below_the_table():
+    console = Console(width=80, file=io.StringIO())
+    console.print(VolumesView(STATUS.volumes))
+    assert _stripped(console.file.getvalue()) == [
+        "VOLUME    SIZE   STATE      PATHS   POLICY        CLIENTS",
+        "db01     1 GiB   degraded   1/2     round_robin   1",
+        "db01 is naa.6000000000000001",
+        f"db01 at {SOCKET}",
+    ]
 
 
 def test_the_desired_state_is_yaml_with_masked_secrets(agent, cli):

@@ -61,7 +61,7 @@ def volumes(context: typer.Context, json: JsonFlag = False) -> None:
     if json:
         tools.terminal.show_json({"volumes": answer["volumes"]})
     elif found.volumes:
-        tools.terminal.show(present.volumes_table(found.volumes))
+        tools.terminal.show(present.VolumesView(found.volumes))
     else:
         tools.terminal.show("No volumes.")
 

@@ -7,8 +7,7 @@ import datetime
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rich.console import RenderableType
-from rich.padding import Padding
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -126,9 +125,9 @@ def status_parts(status: HostStatus) -> Iterator[RenderableType]:
     if status.degraded:
         yield Text("degraded: ", BAD).append(status.degraded, "default")
     if status.targets:
-        yield _titled("Targets", targets_table(status.targets))
+        yield from _titled("Targets", targets_table(status.targets))
     if status.volumes:
-        yield _titled("Volumes", volumes_table(status.volumes))
+        yield from _titled("Volumes", VolumesView(status.volumes))
     if not status.targets and not status.volumes:
         yield Text("\nNothing is declared. Write a document and hand it to 'blockfleet apply FILE'.", FAINT)
     if status.problems:
@@ -158,16 +157,23 @@ def _head(status: HostStatus) -> Table:
     return grid
 
 
-def _titled(title: str, table: Table) -> RenderableType:
-    table.title = Text(title, STRONG)
-    table.title_justify = "left"
-    return Padding(table, (1, 0, 0, 0))
+def _titled(title: str, table: RenderableType) -> Iterator[RenderableType]:
+    yield Text("")
+    yield Text(title, STRONG)
+    yield table
 
 
-def _table(*columns: str, right: frozenset[str] = frozenset()) -> Table:
+_LONG = frozenset({"TARGET", "CAUSE"})
+"""Columns that are folded, character by character, where a terminal is too narrow."""
+
+_NUMBERS = frozenset({"SIZE"})
+
+
+def _table(*columns: str) -> Table:
     table = Table(box=None, header_style=FAINT, pad_edge=False, padding=(0, 3, 0, 0))
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        justify: JustifyMethod = "right" if column in _NUMBERS else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column not in _LONG)
     return table
 
 
@@ -204,29 +210,54 @@ def _target_state(target: TargetStatus, up: int) -> Text:
     return text
 
 
-def volumes_table(volumes: Iterable[VolumeStatus]) -> Table:
-    """Return one row a volume."""
-    table = _table(
-        "VOLUME", "SIZE", "STATE", "PATHS", "POLICY", "CLIENTS", "IDENTITY", "DEVICE", right=frozenset({"SIZE"})
+class VolumesView:
+    """Volumes, one row each; identity and device go below the table where the terminal is too narrow for them."""
+
+    def __init__(self, volumes: Iterable[VolumeStatus]) -> None:
+        self._volumes = tuple(volumes)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Choose the form that fits (rich's protocol)."""
+        wide = _table(*_VOLUME_COLUMNS, "IDENTITY", "DEVICE")
+        narrow = _table(*_VOLUME_COLUMNS)
+        for volume in self._volumes:
+            cells = _volume_cells(volume)
+            wide.add_row(*cells, _unit(volume), volume.device or volume.socket)
+            narrow.add_row(*cells)
+        if console.measure(wide, options=options.update(max_width=_UNBOUNDED)).maximum <= options.max_width:
+            yield wide
+            return
+        yield narrow
+        for volume in self._volumes:
+            yield Text(f"{volume.name} is {_unit(volume)}", FAINT)
+            if volume.device or volume.socket:
+                yield Text(f"{volume.name} at {volume.device or volume.socket}", FAINT)
+
+
+_VOLUME_COLUMNS = ("VOLUME", "SIZE", "STATE", "PATHS", "POLICY", "CLIENTS")
+
+_UNBOUNDED = 10_000
+
+
+def _unit(volume: VolumeStatus) -> str:
+    return volume.identity or f"LUN {volume.lun}"
+
+
+def _volume_cells(volume: VolumeStatus) -> tuple[str | Text, ...]:
+    usable = sum(path["phase"] in ("active", "standby") for path in volume.paths)
+    state = _phase(volume.phase)
+    if volume.read_only:
+        state.append(", read-only", "default")
+    if not volume.declared:
+        state.append(", not declared", DOUBTFUL)
+    return (
+        volume.name,
+        size(volume.size) if volume.size else "",
+        state,
+        _ratio(usable, len(volume.paths)),
+        volume.policy,
+        str(volume.clients),
     )
-    for volume in volumes:
-        usable = sum(path["phase"] in ("active", "standby") for path in volume.paths)
-        state = _phase(volume.phase)
-        if volume.read_only:
-            state.append(", read-only", "default")
-        if not volume.declared:
-            state.append(", not declared", DOUBTFUL)
-        table.add_row(
-            volume.name,
-            size(volume.size) if volume.size else "",
-            state,
-            _ratio(usable, len(volume.paths)),
-            volume.policy,
-            str(volume.clients),
-            volume.identity or f"LUN {volume.lun}",
-            volume.device or volume.socket,
-        )
-    return table
 
 
 def sessions_table(targets: Iterable[TargetStatus]) -> Table:

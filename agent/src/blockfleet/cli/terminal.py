@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 from blockfleet.cli.client import AgentClient
 
@@ -40,9 +41,15 @@ class Terminal:
     err: Console = field(default_factory=lambda: _console(error=True))
 
     def show(self, *parts: RenderableType) -> None:
-        """Print for people."""
+        """Print for people; in a pipe without the spaces that fill a table's last column."""
         for part in parts:
-            self.out.print(part, soft_wrap=isinstance(part, str))
+            with self.out.capture() as captured:
+                self.out.print(part, soft_wrap=isinstance(part, str | Text))
+            text = captured.get()
+            if not self.out.is_terminal:
+                text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+            self.out.file.write(text)
+        self.out.file.flush()
 
     def show_json(self, answer: dict[str, Any]) -> None:
         """Print for programs: one object with its ``format_version``, indented, keys in their order."""
