@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 from pathlib import Path
 
 from blockfleet.engine.client import EngineClient
@@ -27,7 +28,8 @@ async def _until_unit_is_seen(engine: EngineClient, sessions: int, lun: int) -> 
 async def _publish(options: argparse.Namespace) -> str:
     engine = EngineClient(options.runtime / "engine.sock")
     async with asyncio.timeout(_TIMEOUT):
-        await engine.configure(InitiatorSpec(name="iqn.2026-11.com.example:bench-engine"))
+        # Two engines of one name would take each other's session by reinstatement.
+        await engine.configure(InitiatorSpec(name=f"iqn.2026-11.com.example:bench-{os.getpid()}"))
         for number, given in enumerate(options.portals, 1):
             portal = str(Portal.parse(given))
             isid = f"80b3c5{number:06x}"
