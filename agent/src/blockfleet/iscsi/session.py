@@ -258,9 +258,9 @@ class Session:
         command.on_done(command)
 
     def target_failure(self, task: Task, response: int) -> None:
-        """End a task that the target gave up for reasons of its own (RFC 3720 10.4.3)."""
+        """End a task that the target gave up: nothing is said of how far it came (RFC 3720 10.4.3, SAM-3 5.1)."""
         del self.tasks[task.tag]
-        self._end(task, Outcome.ABORTED, f"target failure (response {response:#04x})")
+        self._end(task, Outcome.UNKNOWN, f"target failure (response {response:#04x})")
 
     def abort_reported(self, task: Task, why: str) -> None:
         """End a task of which the target has said that it does not run any more."""
