@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.reconcile.host import IDENTITY, P1, P2, TARGET, Host
 from tests.reconcile.simulated_engine import SimulatedEngine, SimulatedTarget, disk
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tests.reconcile.simulated_engine import SimulatedEngine
+
 from blockfleet.model.loading import load_change
 from blockfleet.model.plan import Plan, Report
 from blockfleet.reconcile.core import Timing
 from blockfleet.reconcile.reconciler import Reconciler
 from blockfleet.store.state import StateStore
-from tests.reconcile.simulated_engine import SimulatedEngine
 
 TARGET = "iqn.2026-11.com.example:db"
 P1, P2 = "192.0.2.10:3260", "[2001:db8::10]:3260"

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import pytest
+from tests.reconcile.host import P1, P2, TARGET, login
+from tests.reconcile.simulated_engine import SimulatedTarget
 
 from blockfleet.model.errors import BlockfleetError
 from blockfleet.model.isdsc import Isdsc
 from blockfleet.model.loading import load_change
-from tests.reconcile.host import P1, P2, TARGET, login
-from tests.reconcile.simulated_engine import SimulatedTarget
 
 SECRET = "correct-horse-battery"
 

@@ -12,7 +12,7 @@ from blockfleet.model.change import Options
 from blockfleet.model.desired import Attachment
 from blockfleet.reconcile.apply import Clock, Executor, Sleep
 from blockfleet.reconcile.discovery import Discoverer
-from blockfleet.reconcile.plan import Planned, Situation, make_plan
+from blockfleet.reconcile.plan import Planned, Situation, make_plan, names_of
 from blockfleet.reconcile.scope import Scope
 from blockfleet.store.documents import Desired
 from blockfleet.store.state import StateStore
@@ -36,7 +36,7 @@ class Core:
         self.store = store
         self.engine = engine
         self.timing = timing
-        self.discoverer = Discoverer(engine, store, timing.clock)
+        self.discoverer = Discoverer(engine, store, timing.clock, timing.wall)
         self.executor = Executor(engine, store, attachers, clock=timing.clock, sleep=timing.sleep)
 
     @property
@@ -48,12 +48,18 @@ class Core:
     async def observe(self, *, prepare: bool) -> EngineState:
         """Look at the engine; ``prepare`` tells one that has just started who it is.
 
-        Raises BlockfleetError ENGINE_NOT_RUNNING.
+        A host that has lost its state adopts what still runs: the name, because another would end every session,
+        and the sessions and volumes, which stay while nobody declares otherwise.  Raises BlockfleetError
+        ENGINE_NOT_RUNNING.
         """
         observed = await self.engine.observe()
-        if prepare and observed.initiator is None:
+        if not prepare:
+            return observed
+        if observed.initiator is None:
             await self.engine.configure(self.initiator)
-            observed = await self.engine.observe()
+            return await self.engine.observe()
+        if self.store.desired.generation == 0 and names_of(observed) != self.store.foreign:
+            self.store.adopt(observed.initiator.name, names_of(observed))
         return observed
 
     def plan(self, observed: EngineState, new: Desired, options: Options, scope: Scope) -> Planned:
@@ -65,6 +71,7 @@ class Core:
             shown=self.discoverer.shown(new.document),
             bindings=self.store.bindings,
             initiator_name=self.store.initiator_name,
+            foreign=self.store.foreign,
             fingerprint=self.store.fingerprint,
         )
         return make_plan(situation, new, options, scope)

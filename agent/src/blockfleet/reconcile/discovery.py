@@ -43,10 +43,13 @@ class _Attempt:
 class Discoverer:
     """Knows what discovery showed; asks again only when told how old an attempt may be."""
 
-    def __init__(self, engine: Engine, store: StateStore, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, engine: Engine, store: StateStore, clock: Callable[[], float], wall: Callable[[], float]
+    ) -> None:
         self._engine = engine
         self._store = store
         self._clock = clock
+        self._wall = wall
         self._attempts: dict[tuple[str, str], _Attempt] = {}
         self._limit = asyncio.Semaphore(PARALLEL)
 
@@ -98,9 +101,18 @@ class Discoverer:
         return answers, problems
 
     def age(self, source: DiscoveryPortal) -> float:
-        """Return how many seconds ago a portal was last asked; infinite for never in this process."""
-        attempt = self._attempts.get((source.portal, self._fingerprint(source)))
-        return self._clock() - attempt.at if attempt is not None else float("inf")
+        """Return how many seconds ago a portal was last asked, infinite for never.
+
+        Answers that are kept count by the wall clock, so that an agent that starts anew asks nobody.
+        """
+        credentials = self._fingerprint(source)
+        attempt = self._attempts.get((source.portal, credentials))
+        if attempt is not None:
+            return self._clock() - attempt.at
+        record = self._store.discovery.get(source.portal)
+        if record is not None and record.credentials == credentials and record.seen_at <= self._wall():
+            return self._wall() - record.seen_at
+        return float("inf")
 
     def keep(self, document: Document) -> None:
         """Write the answers of a document's portals to the store, and drop those of portals that it lacks."""

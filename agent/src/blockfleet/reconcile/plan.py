@@ -38,6 +38,8 @@ class Situation:
     shown: Shown
     bindings: Mapping[str, Binding]
     initiator_name: str
+    foreign: frozenset[str]
+    """Session keys and volume names that ran before anything was declared."""
     fingerprint: Fingerprint
 
 
@@ -83,12 +85,13 @@ def make_plan(situation: Situation, new: Desired, options: Options, scope: Scope
     wanted = _wanted(new, situation)
     before = _wanted(situation.applied, situation) if situation.applied else None
     declared = declared_actions(situation.desired.document, new.document, situation.fingerprint)
-    # With nothing ever declared there is no ground for taking a running session or volume for drift.
-    virgin = new.generation == 0 and not declared
-    sessions = session_steps(wanted, before, situation.observed, options, keep_undeclared=virgin)
+    virgin = situation.desired.generation == 0
+    # With nothing ever declared there is no ground for taking what runs for drift.
+    foreign = names_of(situation.observed) if virgin else situation.foreign
+    sessions = session_steps(wanted, before, situation.observed, options, foreign=foreign)
     logging_in = frozenset(s.session.target for s in sessions if s.session is not None and s.will_log_in)
     resolutions = resolve_all(wanted, situation.observed, situation.bindings, logging_in)
-    volumes = volume_steps(wanted, before, situation.observed, resolutions, options, keep_undeclared=virgin)
+    volumes = volume_steps(wanted, before, situation.observed, resolutions, options, foreign=foreign)
     steps = _ordered([*sessions, *volumes])
     performed = tuple(step.action for step in steps if step.action is not None)
     actions = (*declared, *performed)
@@ -111,7 +114,15 @@ def make_plan(situation: Situation, new: Desired, options: Options, scope: Scope
 
 
 def _wanted(desired: Desired, situation: Situation) -> Wanted:
-    return wanted_of(desired, situation.shown, situation.initiator_name, situation.fingerprint)
+    name, running = situation.initiator_name, situation.observed.initiator
+    if situation.desired.generation == 0 and running is not None:
+        name = running.name
+    return wanted_of(desired, situation.shown, name, situation.fingerprint)
+
+
+def names_of(observed: EngineState) -> frozenset[str]:
+    """Return the keys of all sessions and the names of all volumes."""
+    return frozenset([*(s.key for s in observed.sessions), *(v.name for v in observed.volumes)])
 
 
 def _ordered(steps: list[Step]) -> tuple[Step, ...]:

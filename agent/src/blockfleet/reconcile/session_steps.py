@@ -22,12 +22,12 @@ def session_steps(
     observed: EngineState,
     options: Options,
     *,
-    keep_undeclared: bool,
+    foreign: frozenset[str],
 ) -> list[Step]:
     """Return what has to be done with sessions and the initiator's name.
 
-    ``before`` is what was wanted when the host was last in order; ``keep_undeclared`` leaves sessions alone that
-    nobody declared.
+    ``before`` is what was wanted when the host was last in order; ``foreign`` sessions are left alone while
+    nobody declares them.
     """
     running = {s.key: s for s in observed.sessions if s.phase is not SessionPhase.CLOSING}
     if _must_rename(wanted, observed, running):
@@ -35,8 +35,9 @@ def session_steps(
     steps = []
     if observed.initiator != wanted.initiator:
         steps.append(_configuring(wanted, before, observed.initiator, Cost(), options))
-    if not keep_undeclared:
-        steps += _endings(wanted, before, observed, running, options)
+    declared_before = before.sessions if before else {}
+    ours = {k: state for k, state in running.items() if k not in foreign or k in declared_before}
+    steps += _endings(wanted, before, observed, ours, options)
     for key, session in wanted.sessions.items():
         origin = _origin(session, before)
         if session.untouchable:

@@ -26,11 +26,12 @@ def volume_steps(
     resolutions: Mapping[str, Resolution],
     options: Options,
     *,
-    keep_undeclared: bool,
+    foreign: frozenset[str],
 ) -> list[Step]:
     """Return what has to be served, served otherwise, or served no more.
 
     What cannot be resolved is left as it is: a volume that is served stays, one that is not stays away.
+    ``foreign`` volumes are left alone while nobody declares them.
     """
     served = {volume.name: volume for volume in observed.volumes}
     steps = []
@@ -43,10 +44,12 @@ def volume_steps(
             step = _changing(volume, state, resolution.identity, origin, options)
             if step is not None:
                 steps.append(step)
-    if not keep_undeclared:
-        steps += [
-            _withdrawing(state, before, options) for name, state in served.items() if name not in wanted.volumes
-        ]
+    declared_before = before.volumes if before else {}
+    steps += [
+        _withdrawing(state, before, options)
+        for name, state in served.items()
+        if name not in wanted.volumes and (name not in foreign or name in declared_before)
+    ]
     return steps
 
 

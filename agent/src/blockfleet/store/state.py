@@ -274,6 +274,7 @@ class StateStore:
             database.delete(BINDING, name)
         if whole:
             database.delete(META, "unconfirmed")
+            database.delete(META, "foreign")
         return generation
 
     def _prune(self, generations: Mapping[int, dict[str, Any]]) -> None:
@@ -312,6 +313,19 @@ class StateStore:
     def initiator_name(self) -> str:
         """Return the name that was made for this host, used while the document declares none."""
         return self._meta.get("initiator_name", "")
+
+    @property
+    def foreign(self) -> frozenset[str]:
+        """Return the sessions and volumes that ran before anything was declared here."""
+        return frozenset(json.loads(self._meta.get("foreign", "[]")))
+
+    def adopt(self, name: str, foreign: Iterable[str]) -> None:
+        """Take over a running engine's initiator name, and note what it ran, until a whole document is declared."""
+        changed = {"initiator_name": name, "foreign": json.dumps(sorted(foreign))}
+        with self._writing():
+            for key, value in changed.items():
+                self._require().put(META, key, value)
+        self._meta.update(changed)
 
     def isid(self, target: str, portal: str, interface: str = "", *, seen: str = "") -> str:
         """Return the ISID of a path, twelve hexadecimal digits, the same for ever once given.
