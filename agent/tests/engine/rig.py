@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockfleet.engine.client import EngineClient
 from blockfleet.engine.interface import (
     Credentials,
+    Engine,
     EngineEvent,
     EngineState,
     SessionSpec,
@@ -51,9 +51,9 @@ def isid(index: int) -> str:
 
 @dataclass
 class Rig:
-    """An engine's client and a target."""
+    """An engine, in another process or in this one, and a target."""
 
-    engine: EngineClient
+    engine: Engine
     target: TestTarget
 
     def portal(self, index: int = 0) -> str:
@@ -121,7 +121,7 @@ class Rig:
         return [event for event in found if event.name in names]
 
 
-async def until(engine: EngineClient, what: Callable[[EngineState], bool], seconds: float = 20.0) -> EngineState:
+async def until(engine: Engine, what: Callable[[EngineState], bool], seconds: float = 20.0) -> EngineState:
     """Poll an engine until ``what`` holds."""
     state = await engine.observe()
     try:
