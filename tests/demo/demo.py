@@ -86,6 +86,7 @@ class Demo:
     def playbook(self, target: DemoTarget, record: str, *arguments: str) -> tuple[int, list[list[str]]]:
         """Run the playbook; return how many tasks changed and what each did."""
         variables = {
+            "ansible_python_interpreter": sys.executable,
             "agent_socket": str(self.runtime / "agent.sock"),
             "target": TARGET,
             "portals": target.portals,
