@@ -122,6 +122,29 @@ async def test_relogin_with_a_wrong_secret_costs_one_path_and_no_more(used, targ
     assert [call for call in used.engine.calls if call[0] == "relogin"] == [("relogin", f"{TARGET}@{P1}")]
 
 
+async def test_relogin_now_with_a_path_down_waits_for_it_before_it_touches_the_other(used, target):
+    options = {"relogin": "now", "allow_disruption": True, "wait_timeout": 5}
+    target.secret = SECRET
+    await used.apply(document=CHANGES["relogin-now"]["document"], options=options)
+    both_down = []
+    relogin = used.engine.relogin
+
+    async def watched(key):
+        await relogin(key)
+        phases = {session.phase for session in (await used.engine.observe()).sessions}
+        both_down.append("logged_in" not in phases)
+
+    used.engine.relogin = watched
+    target.secret = "third-horse-battery"
+    document = {"targets": [{"name": TARGET, "chap": {"secret": target.secret}}]}
+    assert (await used.apply(document=document, options=options)).status == "in_sync"
+    assert both_down == [False, False]
+    assert [session.in_use.credentials.secret.get_secret_value() for session in used.engine.sessions.values()] == [
+        target.secret,
+        target.secret,
+    ]
+
+
 async def test_drift_that_is_in_use_stays_and_is_told(used):
     stray = used.engine.serve("iqn.2026-11.com.example:stray", P1)
     stray.units = (disk(0, "naa.600000000000000a"),)

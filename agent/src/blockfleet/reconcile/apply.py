@@ -13,6 +13,7 @@ from blockfleet.model.desired import Attachment
 from blockfleet.model.errors import BlockfleetError
 from blockfleet.model.isdsc import Isdsc
 from blockfleet.model.plan import Problem
+from blockfleet.reconcile.disruption import USABLE_PATH
 from blockfleet.reconcile.steps import Operation, Step
 from blockfleet.reconcile.wanted import WantedSession
 from blockfleet.store.state import Binding, StateStore
@@ -22,6 +23,9 @@ PARALLEL = 8
 
 RELOGIN_GRACE = 5.0
 """Seconds beyond the login timeout that a re-login may take before the next session is spared."""
+
+FAILURE_STANDS = 1.0
+"""Seconds after which a failed login is that of the re-login."""
 
 RELOGIN_POLL = 0.1
 
@@ -110,30 +114,53 @@ class Executor:
     async def _relogin_in_turn(
         self, steps: list[Step], seen: Mapping[str, str], problems: dict[str, Problem]
     ) -> None:
-        for step in steps:
-            assert step.session is not None
-            try:
-                before = await self._engine.open_session(self._spec(step.session, seen))
-                await self._engine.relogin(step.key)
-                if before.phase is SessionPhase.LOGGED_IN and not await self._came_back(step.session):
-                    return  # The others keep their present login; what went wrong shows in the session's state.
-            except BlockfleetError as error:
-                if error.code is Isdsc.ENGINE_NOT_RUNNING:
-                    raise
-                problems[step.key] = Problem.of(error, step.key)
+        """Log in anew: first the sessions that are down anyway, then those that carry I/O, one by one.
+
+        What does not come back ends it: the others keep their present login, and what went wrong shows in the
+        state of the session that failed.
+        """
+        observed = await self._engine.observe()
+        up = {state.key for state in observed.sessions if state.phase is SessionPhase.LOGGED_IN}
+        down = [step for step in steps if step.key not in up]
+        for step in down:
+            await self._relogin(step, seen, problems)
+        carrying = [step for step in steps if step.key in up]
+        if down and carrying and not await self._came_back(down):
+            return
+        for step in carrying:
+            await self._relogin(step, seen, problems)
+            if step.key in problems or not await self._came_back([step]):
                 return
 
-    async def _came_back(self, session: WantedSession) -> bool:
-        deadline = self._clock() + session.options.login_timeout + RELOGIN_GRACE
-        while self._clock() < deadline:
+    async def _relogin(self, step: Step, seen: Mapping[str, str], problems: dict[str, Problem]) -> None:
+        assert step.session is not None
+        try:
+            await self._engine.open_session(self._spec(step.session, seen))
+            await self._engine.relogin(step.key)
+        except BlockfleetError as error:
+            if error.code is Isdsc.ENGINE_NOT_RUNNING:
+                raise
+            problems[step.key] = Problem.of(error, step.key)
+
+    async def _came_back(self, steps: list[Step]) -> bool:
+        """Wait until sessions are logged in and their paths usable; false as soon as one has failed for good."""
+        keys = {step.key for step in steps}
+        patience = max(step.session.options.login_timeout for step in steps if step.session is not None)
+        start = self._clock()
+        while True:
             observed = await self._engine.observe()
-            state = next((s for s in observed.sessions if s.key == session.key), None)
-            if state is None or state.phase is SessionPhase.FAILED:
+            phases = {state.key: state.phase for state in observed.sessions}
+            elapsed = self._clock() - start
+            # Just after the request, a session may still show the failure of the login before.
+            failed = any(phases.get(key, SessionPhase.FAILED) is SessionPhase.FAILED for key in keys)
+            if (failed and elapsed >= FAILURE_STANDS) or elapsed >= patience + RELOGIN_GRACE:
                 return False
-            if state.phase is SessionPhase.LOGGED_IN and not state.relogin_pending:
+            pending = {s.key for s in observed.sessions if s.relogin_pending}
+            logged_in = all(phases.get(key) is SessionPhase.LOGGED_IN and key not in pending for key in keys)
+            paths = [path for volume in observed.volumes for path in volume.paths if path.session in keys]
+            if logged_in and all(path.phase in USABLE_PATH for path in paths):
                 return True
             await self._sleep(RELOGIN_POLL)
-        return False
 
     async def _publish(self, step: Step) -> None:
         volume = step.volume

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from blockfleet.engine.interface import EngineState, PathPhase, VolumeState
 from blockfleet.model.plan import Disruption
 
-_USABLE = frozenset({PathPhase.ACTIVE, PathPhase.STANDBY})
+USABLE_PATH = frozenset({PathPhase.ACTIVE, PathPhase.STANDBY})
+"""Phases of a path that can carry I/O."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ def costs_of_logout(observed: EngineState, ending: frozenset[str]) -> Mapping[st
     """
     costs = dict.fromkeys(ending, Cost())
     for volume in in_use(observed):
-        if any(path.phase in _USABLE and path.session not in ending for path in volume.paths):
+        if any(path.phase in USABLE_PATH and path.session not in ending for path in volume.paths):
             continue
         for path in volume.paths:
             if path.session in ending:
@@ -48,7 +49,7 @@ def cost_of_relogin(observed: EngineState, key: str) -> Cost:
     for volume in in_use(observed):
         if not any(path.session == key for path in volume.paths):
             continue
-        others = any(path.phase in _USABLE and path.session != key for path in volume.paths)
+        others = any(path.phase in USABLE_PATH and path.session != key for path in volume.paths)
         if not others:
             return Cost(Disruption.INTERRUPTS, f"volume {volume.name} is in use and has no other path")
         cost = Cost(Disruption.RELOGIN, f"volume {volume.name} is in use")

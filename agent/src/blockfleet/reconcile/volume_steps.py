@@ -6,17 +6,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from blockfleet.engine.interface import EngineState, PathPhase, SessionPhase, VolumeState
+from blockfleet.engine.interface import EngineState, SessionPhase, VolumeState
 from blockfleet.model.change import Options
 from blockfleet.model.isdsc import Isdsc
 from blockfleet.model.plan import Action, Kind, Origin, Verb
-from blockfleet.reconcile.disruption import Cost, cost_of_withdrawal
+from blockfleet.reconcile.disruption import USABLE_PATH, Cost, cost_of_withdrawal
 from blockfleet.reconcile.scope import Finding, finding
 from blockfleet.reconcile.steps import Operation, Step
 from blockfleet.reconcile.volumes import Resolution
 from blockfleet.reconcile.wanted import Wanted, WantedVolume
-
-USABLE_PATH = frozenset({PathPhase.ACTIVE, PathPhase.STANDBY})
 
 
 def volume_steps(
