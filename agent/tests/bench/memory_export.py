@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Serve a disk in memory over NBD until the standard input ends: ``python memory_export.py SOCKET MEBIBYTES``."""
+"""Serve a disk in memory over NBD until SIGTERM: ``python memory_export.py SOCKET MEBIBYTES``."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 
@@ -33,7 +34,9 @@ class FastMemory:
 async def _serve(path: Path, size: int) -> None:
     export = NbdExport("memory", FastMemory(size), path)
     await export.start()
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    told = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+    await told.wait()
     await export.stop()
 
 

@@ -47,7 +47,12 @@ def test_pattern_that_finds_no_row_is_told_what_there_is(capsys):
 @pytest.mark.peer
 @pytest.mark.parametrize(
     "pattern",
-    ["^initiator read 64 KiB depth 8$", "^volume read 4 KiB depth 32$", "^volume write 64 KiB depth 8$"],
+    [
+        "^initiator read 64 KiB depth 8$",
+        "^volume read 4 KiB depth 32$",
+        "^volume write 64 KiB depth 8$",
+        "^export read 4 KiB depth 32$",
+    ],
 )
 def test_one_row_of_each_kind_is_measured_on_both_sides(pattern, tmp_path, capsys):
     file = tmp_path / "bench.json"
