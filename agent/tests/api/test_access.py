@@ -269,3 +269,15 @@ def test_a_file_in_the_sockets_place_is_left_alone(tmp_path):
     with pytest.raises(BlockfleetError, match="not a socket"):
         listen(path, Gate(Access.CHANGE))
     assert path.read_text() == "precious"
+
+
+async def test_a_reader_cannot_guess_a_secret_by_asking_for_plans(reader, api, sockets):
+    chap = {"user": "host", "secret": "a guess of 12+"}
+    change = {"document": {"targets": [{"name": "iqn.2026-11.com.example:db", "chap": chap}]}}
+    answer = await reader.post("/v1/plan", json=change)
+    assert answer.status_code == 403
+    assert "guess" not in answer.text
+    assert sockets.control.asked == []
+    assert (await api.post("/v1/plan", json=change)).status_code == 200
+    chap["secret"] = {"set": True, "fingerprint": "01234567"}
+    assert (await reader.post("/v1/plan", json=change)).status_code == 200

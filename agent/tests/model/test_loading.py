@@ -198,3 +198,12 @@ def test_a_bad_change_is_refused_the_same_way(data, code, field):
     with pytest.raises(BlockfleetError) as caught:
         load_change(data)
     assert (caught.value.code, caught.value.field) == (code, field)
+
+
+@pytest.mark.parametrize(
+    "data", [{"targets": "s3cr3t-canary"}, {"targets": ["s3cr3t-canary"]}, {"initiator": "s3cr3t-canary"}]
+)
+def test_a_scalar_where_a_mapping_belongs_is_not_shown(data: dict[str, Any]) -> None:
+    with pytest.raises(BlockfleetError) as refused:
+        load_document(data)
+    assert "canary" not in str(refused.value)

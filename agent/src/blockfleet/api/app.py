@@ -40,7 +40,7 @@ def create_app(control: Control, engine: Observer, gate: Gate, *, metrics: Metri
     streams; set it before the server is stopped.
     """
     stopping = asyncio.Event()
-    routes = Routes(control, engine, metrics or Metrics(), stopping)
+    routes = Routes(control, engine, metrics or Metrics(), stopping, gate.access)
     app = FastAPI(
         title="Blockfleet agent",
         version="1",

@@ -15,12 +15,14 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 import blockfleet
+from blockfleet.api.access import Access
 from blockfleet.api.control import Control, Observer
 from blockfleet.api.metrics import CONTENT_TYPE, Metrics
 from blockfleet.engine.interface import EngineEvent, EngineState
 from blockfleet.model.change import Change
-from blockfleet.model.desired import PortalText, TargetName
+from blockfleet.model.desired import SECRET_FIELDS, PortalText, TargetName
 from blockfleet.model.errors import BlockfleetError
+from blockfleet.model.isdsc import Isdsc
 from blockfleet.model.loading import load_change
 from blockfleet.model.plan import (
     FORMAT_VERSION,
@@ -107,10 +109,22 @@ _CHANGE_BODY = Body(
 ChangeBody = Annotated[Change, BeforeValidator(load_change), _CHANGE_BODY]
 
 
+def _names_a_secret(part: Any) -> bool:
+    if isinstance(part, dict):
+        return any(
+            (key in SECRET_FIELDS and isinstance(value, str)) or _names_a_secret(value)
+            for key, value in part.items()
+        )
+    return isinstance(part, list) and any(map(_names_a_secret, part))
+
+
 class Routes:
     """The routes of one socket, bound to a control plane."""
 
-    def __init__(self, control: Control, engine: Observer, metrics: Metrics, stopping: asyncio.Event) -> None:
+    def __init__(
+        self, control: Control, engine: Observer, metrics: Metrics, stopping: asyncio.Event, access: Access
+    ) -> None:
+        self._access = access
         self._control = control
         self._engine = engine
         self._metrics = metrics
@@ -162,6 +176,13 @@ class Routes:
 
     async def plan(self, change: ChangeBody) -> Plan:
         """Say what a change would do.  Applying the same change then does exactly that."""
+        if self._access is Access.READ and _names_a_secret(change.document):
+            # An empty plan would tell a reader that the secret it guessed is the stored one.
+            raise BlockfleetError(
+                Isdsc.NOT_PERMITTED,
+                "cannot plan a change with a secret on this socket",
+                remedy="ask on the socket that may change things",
+            )
         with self._timed("plan"):
             return await self._control.plan(_unless_empty(change))
 

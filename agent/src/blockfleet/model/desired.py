@@ -34,6 +34,9 @@ MINIMUM_SECRET = 12
 
 MAXIMUM_SECRET = 255
 
+SECRET_FIELDS = ("secret", "mutual_secret")
+"""Names of the fields that hold secrets, wherever they stand in a document."""
+
 _VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _IDENTITY = re.compile(r"(naa|eui|t10|uuid|scsi-name)\.[\x21-\x7e]{1,255}")
 

@@ -205,10 +205,16 @@ def _text(fault: ErrorDetails, cause: Any) -> str:
     return message[:1].lower() + message[1:] if message[1:2].islower() else message
 
 
+# Where a mapping or a list is wanted and a scalar stands, the scalar may be anything, a secret too.
+_UNSHOWN_FAULTS = frozenset(
+    {"missing", "extra_forbidden", "model_type", "model_attributes_type", "dict_type", "tuple_type", "list_type"}
+)
+
+
 def _value(fault: ErrorDetails, path: list[str | int]) -> str:
     """Return the refused value where it may be shown: a scalar, of a known field, that is no credential."""
     value = fault["input"]
-    if fault["type"] in ("missing", "extra_forbidden") or isinstance(value, dict | list | tuple | set | BaseModel):
+    if fault["type"] in _UNSHOWN_FAULTS or isinstance(value, dict | list | tuple | set | BaseModel):
         return ""
     if "chap" in path and not _SPEAKABLE_IN_CHAP.intersection(p for p in path if isinstance(p, str)):
         return ""

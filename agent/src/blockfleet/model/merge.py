@@ -11,13 +11,11 @@ from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from blockfleet.model import names
 from blockfleet.model.change import Absent, Change
-from blockfleet.model.desired import Document, PortalText
+from blockfleet.model.desired import SECRET_FIELDS, Document, PortalText
 from blockfleet.model.errors import BlockfleetError
 from blockfleet.model.isdsc import Isdsc
 from blockfleet.model.loading import error_from, load_document
 from blockfleet.model.portal import InvalidPortal, Portal
-
-_SECRETS = ("secret", "mutual_secret")
 
 Plain = dict[str, Any]
 
@@ -265,7 +263,7 @@ def _restore(entries: Any, stored: list[Plain], name: str, key_of: Callable[[Any
 
 def _restore_chap(chap: Plain, known: Plain, path: str) -> Plain:
     result = dict(chap)
-    for field in _SECRETS:
+    for field in SECRET_FIELDS:
         value = chap.get(field)
         if not isinstance(value, dict):
             continue

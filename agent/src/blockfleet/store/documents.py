@@ -14,12 +14,10 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from blockfleet.model.desired import Chap, Document
+from blockfleet.model.desired import SECRET_FIELDS, Chap, Document
 from blockfleet.model.plan import SecretView
 from blockfleet.store.database import Row
 from blockfleet.store.secrets import SHOWN_FINGERPRINT, SecretBox, SecretUnreadable
-
-SECRET_FIELDS = ("secret", "mutual_secret")
 
 _PLACEHOLDER = "\0unreadable secret "
 """Begins the text that stands for a secret which cannot be decrypted; its row's number follows."""
