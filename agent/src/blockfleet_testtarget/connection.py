@@ -67,9 +67,12 @@ class Connection(PduStream):
     # ---- transport
 
     def opened(self) -> None:
+        self._limit_login()
+        self.endpoint.connection_opened(self)
+
+    def _limit_login(self) -> None:
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self.endpoint.config.login_timeout, self._login_overdue)
-        self.endpoint.connection_opened(self)
 
     def ended(self) -> None:
         if self._timer is not None:
@@ -79,7 +82,9 @@ class Connection(PduStream):
             self.session.connection_lost(self)
 
     def _login_overdue(self) -> None:
-        if self.login is not None and not self.frozen:
+        if self.frozen:
+            self._limit_login()
+        elif self.login is not None:
             self.close("login took too long")
 
     @property

@@ -208,7 +208,7 @@ class Negotiation:
     def _answer(self, name: str, value: str) -> str | None:
         if name in TARGET_ONLY:
             raise TextError(f"{name} is never sent by an initiator")
-        if name in RESERVED_ANSWERS or value in RESERVED_ANSWERS:
+        if value in RESERVED_ANSWERS:
             raise TextError(f"{name}={value} answers nothing that was offered")
         if name in MARKER_INTERVALS:
             return IRRELEVANT
@@ -222,8 +222,11 @@ class Negotiation:
         if rule.leading and not self.leading:
             raise TextError(f"{name} is for the leading connection only")
         result = rule.result(rule.parse(value), rule.parse(self.wishes[name]))
-        if name == "FirstBurstLength" and "MaxBurstLength" in self.declared:
-            result = min(result, self.values["MaxBurstLength"])
+        if name == "FirstBurstLength":
+            limit = "MaxBurstLength"
+            result = min(result, SETTLED[limit].parse(self.wishes[limit]))
+            if limit in self.declared:
+                result = min(result, self.values[limit])
         self.values[name] = result
         return rule.show(result)
 

@@ -160,7 +160,7 @@ class Login:
         rest: Pairs = []
         for name, value in pairs:
             if name in self.declared and not name.startswith("CHAP_"):
-                raise TextError(f"{name} was sent before in this login")
+                self._repeated(name, value)
             self.declared[name] = value
             if name not in INITIATOR_ONLY:
                 rest.append((name, value))
@@ -173,6 +173,12 @@ class Login:
         else:
             answers += self._operational(rest)
         self._answer(pdu, answers)
+
+    def _repeated(self, name: str, value: str) -> None:
+        # Declarations that are repeated in every request break 12.4 and 12.5, but initiators do it.
+        if name not in INITIATOR_ONLY or value != self.declared[name]:
+            raise TextError(f"{name} was sent before in this login")
+        self.connection.violation(f"{name} is declared again")
 
     # ---- who is it
 

@@ -158,8 +158,6 @@ def announce(target: TestTarget, options: argparse.Namespace) -> None:
             "targets": list(target.nodes),
         }
     )
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
     if options.ready_file:
         path = Path(options.ready_file)
         partial = path.with_name(path.name + ".new")
@@ -168,6 +166,8 @@ def announce(target: TestTarget, options: argparse.Namespace) -> None:
     if options.ready_fd is not None:
         os.write(options.ready_fd, (line + "\n").encode())
         os.close(options.ready_fd)
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def run(config: Config, options: argparse.Namespace) -> None:

@@ -153,7 +153,7 @@ Handler = Callable[[ScriptedConnection], Awaitable[None]]
 
 
 class ScriptedTarget:
-    """Listens on one portal and runs a handler for every connection.
+    """Listens on one portal and runs a handler for every connection, which is closed when it returns.
 
     When the context ends, an error of a handler is raised; handlers that still wait are cancelled.
     """
@@ -197,4 +197,7 @@ class ScriptedTarget:
         self._tasks.append(asyncio.ensure_future(self._run(connection)))
 
     async def _run(self, connection: ScriptedConnection) -> None:
-        await self.handler(connection)
+        try:
+            await self.handler(connection)
+        finally:
+            connection.close("script ended")

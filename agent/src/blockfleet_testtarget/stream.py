@@ -46,6 +46,7 @@ class PduStream(asyncio.BufferedProtocol):
         self._flush_due = False
         self._held: deque[tuple[float, bytes]] = deque()
         self._release_timer: asyncio.TimerHandle | None = None
+        self._close_when_sent = False
 
     @abstractmethod
     def opened(self) -> None:
@@ -106,14 +107,16 @@ class PduStream(asyncio.BufferedProtocol):
 
     @property
     def writable(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing()
+        return self._transport is not None and not self._transport.is_closing() and not self._close_when_sent
 
     def close(self, cause: str = "") -> None:
         """Send what is queued, then close."""
         if not self.cause:
             self.cause = cause
         self.flush()
-        if self._transport is not None:
+        if self._held and not self.frozen:
+            self._close_when_sent = True
+        elif self._transport is not None:
             self._transport.close()
 
     def reset(self, cause: str = "reset") -> None:
@@ -257,11 +260,14 @@ class PduStream(asyncio.BufferedProtocol):
             self._release_timer = loop.call_at(self._held[0][0], self._release)
 
     def _release(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop, transport = asyncio.get_running_loop(), self._transport
         self._release_timer = None
+        if transport is None or transport.is_closing():
+            self._held.clear()
+            return
         while self._held and self._held[0][0] <= loop.time() + 0.001:
-            raw = self._held.popleft()[1]
-            if self.writable and self._transport is not None:
-                self._transport.write(raw)
-        if self._held and self.writable:
+            transport.write(self._held.popleft()[1])
+        if self._held:
             self._release_timer = loop.call_at(self._held[0][0], self._release)
+        elif self._close_when_sent:
+            transport.close()

@@ -120,8 +120,8 @@ class TestTarget:
         self.portals.append(Portal(index, config, server, config.host, name[1]))
 
     async def stop(self) -> None:
-        """Close portals and connections and let go of the units."""
-        await asyncio.gather(*self._background)
+        """Close portals and connections and let go of the units; raises what background work met."""
+        background = await asyncio.gather(*self._background, return_exceptions=True)
         self.stopped = True
         for portal in self.portals:
             portal.server.close()
@@ -134,6 +134,9 @@ class TestTarget:
             await self._idle.wait()
         for unit in self.units.values():
             unit.backing.close()
+        for error in background:
+            if isinstance(error, BaseException):
+                raise error
 
     async def close_portal(self, index: int) -> None:
         """Stop to listen on a portal and reset its connections, as when its host dies."""

@@ -78,6 +78,12 @@ async def test_result_of_a_key(start, connect, key, offer, wish, result):
     assert answer.text[key] == result
 
 
+async def test_first_burst_never_exceeds_max_burst_whatever_the_order(start, connect):
+    one = await connect(await start(keys={"MaxBurstLength": 4096, "FirstBurstLength": 65536}))
+    answer = await one.login(FirstBurstLength="32768", MaxBurstLength="262144")
+    assert (answer.text["FirstBurstLength"], answer.text["MaxBurstLength"]) == ("4096", "4096")
+
+
 ILLEGAL = [
     ("MaxConnections", "0"),
     ("MaxConnections", "65536"),
@@ -179,6 +185,18 @@ async def test_key_sent_twice_is_refused(start, connect):
     keys = {"InitiatorName": one.name, "TargetName": "iqn.2026-11.com.example:disk", "MaxBurstLength": "4096"}
     assert (await one.login_step(keys, flags=0x04)).status == 0
     assert (await one.login_step({"MaxBurstLength": "8192"})).status == 0x0200
+
+
+async def test_declaration_that_is_repeated_is_noted_and_a_changed_one_refused(start, connect, wire):
+    target = await start()
+    keys = {"InitiatorName": wire.NAME, "TargetName": wire.TARGET}
+    one = await connect(target)
+    assert (await one.login_step(keys, flags=0x04)).status == 0
+    assert (await one.login_step({"InitiatorName": wire.NAME})).status == 0
+    assert list(target.violations) == ["connection 1: InitiatorName is declared again"]
+    other = await connect(target)
+    assert (await other.login_step(keys, flags=0x04)).status == 0
+    assert (await other.login_step({"InitiatorName": wire.NAME + "x"})).status == 0x0200
 
 
 async def test_text_in_parts_is_put_together(start, connect):
