@@ -90,7 +90,9 @@ def make_plan(situation: Situation, new: Desired, options: Options, scope: Scope
     foreign = names_of(situation.observed) if virgin else situation.foreign
     sessions = session_steps(wanted, before, situation.observed, options, foreign=foreign)
     logging_in = frozenset(s.session.target for s in sessions if s.session is not None and s.will_log_in)
-    resolutions = resolve_all(wanted, situation.observed, situation.bindings, logging_in)
+    known = {volume.name for volume in situation.desired.document.volumes}
+    declared_now = frozenset(volume.name for volume in new.document.volumes if volume.name not in known)
+    resolutions = resolve_all(wanted, situation.observed, situation.bindings, logging_in, declared_now)
     volumes = volume_steps(wanted, before, situation.observed, resolutions, options, foreign=foreign)
     steps = _ordered([*sessions, *volumes])
     performed = tuple(step.action for step in steps if step.action is not None)

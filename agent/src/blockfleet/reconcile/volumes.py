@@ -48,15 +48,25 @@ def required_identity(volume: WantedVolume, binding: Binding | None) -> str:
 
 
 def resolve_all(
-    wanted: Wanted, observed: EngineState, bindings: Mapping[str, Binding], logging_in: frozenset[str]
+    wanted: Wanted,
+    observed: EngineState,
+    bindings: Mapping[str, Binding],
+    logging_in: frozenset[str],
+    declared_now: frozenset[str],
 ) -> dict[str, Resolution]:
-    """Resolve every wanted volume; ``logging_in`` are targets that a login is about to be made to."""
+    """Resolve every wanted volume.
+
+    ``logging_in`` are targets that a login is about to be made to, ``declared_now`` volumes that were not
+    declared before.
+    """
     resolutions: dict[str, Resolution] = {}
     owners: dict[tuple[str, str], str] = {}
     for volume in wanted.volumes.values():
         sessions = [s for s in observed.sessions if s.target == volume.target and s.phase is SessionPhase.LOGGED_IN]
         if not sessions:
-            resolutions[volume.name] = _without_session(volume, wanted, volume.target in logging_in)
+            resolutions[volume.name] = _without_session(
+                volume, wanted, volume.target in logging_in, volume.name in declared_now
+            )
             continue
         resolution, weak = _resolve(volume, sessions, required_identity(volume, bindings.get(volume.name)))
         if resolution.identity:
@@ -68,7 +78,7 @@ def resolve_all(
     return resolutions
 
 
-def _without_session(volume: WantedVolume, wanted: Wanted, logging_in: bool) -> Resolution:
+def _without_session(volume: WantedVolume, wanted: Wanted, logging_in: bool, new: bool) -> Resolution:
     if logging_in:
         return Resolution(expected=True)
     declared = any(session.target == volume.target for session in wanted.sessions.values())
@@ -83,7 +93,10 @@ def _without_session(volume: WantedVolume, wanted: Wanted, logging_in: bool) -> 
             "no login to {target} is declared",
             remedy="declare its portals",
             final=True,
-        )
+        ),
+        # In the dry run of a playbook the logins that an earlier task declares are not there yet: a new volume is
+        # promised, and an apply that cannot keep the promise says so.
+        expected=new,
     )
 
 
