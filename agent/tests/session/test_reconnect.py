@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Back-off grows, is capped, is spread, starts again after success (ERR0-04), and is rare after refusals (LGN-32)."""
+"""Back-off grows, is capped, is spread, starts again after success (ERR0-04), is rare after refusals (LGN-32)."""
 
 from __future__ import annotations
 
