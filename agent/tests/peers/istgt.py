@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +85,7 @@ class _Target:
 class Istgt:
     """An istgt; it reads its targets when it starts, so add them before ``start``.
 
-    ``portals`` are as those of :class:`~tests.peers.tgt.Tgt`, all in group 1.
+    ``portals`` and ``environment`` are as those of :class:`~tests.peers.tgt.Tgt`; all portals are in group 1.
     """
 
     def __init__(
@@ -96,12 +97,14 @@ class Istgt:
         max_segment: int = 262144,
         nop_interval: int = 20,
         discovery_account: Account | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="istgt-"))
         self.portals: tuple[str, ...] = ()
         self._asked = tuple(portals)
         self._control = ""
         self._discovery_account = discovery_account
+        self._environment = os.environ | dict(environment or {})
         self._settings = {
             "first_burst": first_burst,
             "max_burst": max_burst,
@@ -140,6 +143,7 @@ class Istgt:
             process = PeerProcess(
                 ["istgt", "-D", "-c", str(self.folder / "istgt.conf"), "-p", str(self.folder / "pid")],
                 self.folder / "log",
+                self._environment,
             )
             wait_for(lambda p=process: not p.running or all(map(accepts, self.portals)), "istgt")
             if process.running:

@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,16 +39,22 @@ class Tgt:
     """A tgtd; what it was told outlives ``restart``, as it would with a configuration file.
 
     ``portals`` are ``address:port`` texts; port 0 is replaced by a free one, which stays the same for ever.  All
-    targets are seen through all portals, and all portals are of group 1.  ``parent`` is where its folder is made.
+    targets are seen through all portals, and all portals are of group 1.  ``parent`` is where its folder is made,
+    ``environment`` is added to the one that it runs in.
     """
 
     def __init__(
-        self, portals: Sequence[str] = ("127.0.0.1:0",), options: str = "", parent: Path | None = None
+        self,
+        portals: Sequence[str] = ("127.0.0.1:0",),
+        options: str = "",
+        parent: Path | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="tgt-", dir=parent))
         self._asked = tuple(portals)
         self._options = options
-        self._environment = os.environ | {"TGT_IPC_SOCKET": str(self.folder / "ctl")}
+        self._environment = os.environ | {"TGT_IPC_SOCKET": str(self.folder / "ctl")} | dict(environment or {})
         self._told: list[tuple[str, ...]] = []
         self._targets: dict[str, int] = {}
         self._process: PeerProcess | None = None
