@@ -76,6 +76,9 @@ class _Listener:
     def nexus_login_failed(self, nexus: Nexus, error: BlockfleetError, will_retry: bool) -> None:
         raise RuntimeError(f"login failed: {error}")
 
+    async def nexus_leaving(self, nexus: Nexus) -> None:
+        """Nothing has to be moved away."""
+
     def nexus_async_event(self, nexus: Nexus, code: int, lun: int, sense: bytes) -> None:
         return
 

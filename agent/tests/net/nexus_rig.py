@@ -24,6 +24,7 @@ class Listener:
     """Notes what a nexus tells, and lets a test wait for it."""
 
     logins: int = 0
+    left: int = 0
     losses: list[BlockfleetError] = field(default_factory=list)
     failures: list[tuple[BlockfleetError, bool]] = field(default_factory=list)
     async_events: list[tuple[int, int, bytes]] = field(default_factory=list)
@@ -39,6 +40,10 @@ class Listener:
 
     def nexus_login_failed(self, nexus: Nexus, error: BlockfleetError, will_retry: bool) -> None:
         self.failures.append((error, will_retry))
+        self.changed.set()
+
+    async def nexus_leaving(self, nexus: Nexus) -> None:
+        self.left += 1
         self.changed.set()
 
     def nexus_async_event(self, nexus: Nexus, code: int, lun: int, sense: bytes) -> None:

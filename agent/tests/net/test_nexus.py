@@ -19,6 +19,7 @@ from blockfleet.model.secret import Secret
 from blockfleet.net.nexus import Nexus, NexusPhase
 from blockfleet.scsi.command import Outcome
 from blockfleet_testtarget.chap import Chap
+from blockfleet_testtarget.faults import build_fault
 from blockfleet_testtarget.target import TestTarget
 
 TEST_UNIT_READY = b"\0"
@@ -260,3 +261,28 @@ async def test_relogin_uses_the_newest_parameters() -> None:
             await nexus.relogin()
             await listener.until(lambda: listener.logins == 2)
             assert nexus.negotiated.header_digest
+
+
+async def test_ctl_09_a_logout_that_the_target_asks_for_comes_in_time_and_the_session_returns() -> None:
+    async with TestTarget(config(keys={"DefaultTime2Wait": "0"})) as target:
+        async with running(parameters(target.portals[0].address)) as (nexus, listener):
+            await listener.until(lambda: listener.logins == 1)
+            target.arm(build_fault("async", {"event": 1, "parameter3": 5}))
+            await listener.until(lambda: listener.logins == 2)
+            assert listener.left == 1
+            assert [entry.pdu.opcode for entry in target.received].count(0x06) == 1
+            await good(nexus)
+
+
+async def test_rob_garbage_that_announces_a_long_header_is_not_waited_for() -> None:
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(48)
+        writer.write(b"\x23\x87\0\0" + b"\xff" * 60)
+        await reader.read()
+        writer.close()
+
+    async with server(babble) as portal, running(parameters(str(portal), login_timeout=9)) as (_, listener):
+        begin = asyncio.get_running_loop().time()
+        await listener.until(lambda: bool(listener.failures))
+        assert asyncio.get_running_loop().time() - begin < 5
+        assert listener.failures[0][0].code is Isdsc.PROTOCOL_ERROR

@@ -172,7 +172,7 @@ class DataPlane:
     async def relogin(self, key: str) -> None:
         """Let the paths through a session fall idle, log it out and in again."""
         session = self._session(key)
-        await self._leave(session)
+        await self.session_leaving(session)
         await session.relogin()
 
     async def rescan(self, key: str) -> SessionState:
@@ -192,16 +192,13 @@ class DataPlane:
 
     async def _close(self, session: Session) -> None:
         try:
-            await self._leave(session)
+            await self.session_leaving(session)
             for volume in self._volumes.values():
                 volume.session_closed(session)
             await session.close()
         finally:
             del self._sessions[session.spec.key]
             del self._closing[session.spec.key]
-
-    async def _leave(self, session: Session) -> None:
-        await asyncio.gather(*(volume.session_leaving(session) for volume in self._volumes.values()))
 
     def _session(self, key: str) -> Session:
         session = self._sessions.get(key)
@@ -228,6 +225,10 @@ class DataPlane:
         """Let every volume stop using the session."""
         for volume in self._volumes.values():
             volume.session_lost(session)
+
+    async def session_leaving(self, session: Session) -> None:
+        """Let every volume's paths through the session fall idle."""
+        await asyncio.gather(*(volume.session_leaving(session) for volume in self._volumes.values()))
 
     # --- volumes -----------------------------------------------------------------------------------------
 

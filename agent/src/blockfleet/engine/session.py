@@ -65,6 +65,9 @@ class SessionWatcher(Protocol):
     def session_lost(self, session: Session) -> None:
         """Nothing can be sent until the next scan; commands in flight have been completed."""
 
+    async def session_leaving(self, session: Session) -> None:
+        """The session is about to log out: return when its paths are idle."""
+
 
 class Session:
     """Keeps one :class:`SessionSpec` alive.
@@ -302,6 +305,10 @@ class Session:
             told,
             {"code": str(error.code), "will_retry": "yes" if will_retry else "no"},
         )
+
+    async def nexus_leaving(self, nexus: Nexus) -> None:  # noqa: ARG002
+        """Let the volumes move to other paths before the target's request is granted."""
+        await self._watcher.session_leaving(self)
 
     def nexus_async_event(self, nexus: Nexus, code: int, lun: int, sense: bytes) -> None:  # noqa: ARG002
         """Look again at the units after a SCSI event; the others are acted on by the nexus or say nothing."""

@@ -143,6 +143,9 @@ class PduReader:
             ahs_length = lengths >> 24 << 2
             header_length = BHS_LENGTH + ahs_length
             if available < header_length + header_tail:
+                # Garbage that announces a long header must not be waited for.
+                if not header_tail and lengths & 0xFFFFFF > self.maximum_segment:
+                    self._fail(FramingError.SEGMENT_TOO_LONG)
                 return
             if header_tail and not self._header_intact(at, header_length):
                 return

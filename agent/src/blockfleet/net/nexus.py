@@ -43,6 +43,10 @@ MAXIMUM_REDIRECTS = 5
 REDIRECTS = frozenset({FailureKind.REDIRECT_PERMANENT, FailureKind.REDIRECT_TEMPORARY})
 
 
+LOGOUT_MARGIN = 0.5
+"""Seconds of the time that a target gives for a logout which are kept for the logout itself."""
+
+
 class NexusPhase(enum.StrEnum):
     """Where a nexus is in its life."""
 
@@ -83,6 +87,9 @@ class NexusListener(Protocol):
     def nexus_login_failed(self, nexus: Nexus, error: BlockfleetError, will_retry: bool) -> None:
         """Tell that an attempt to log in failed; ``will_retry`` is False where only a change will help."""
 
+    async def nexus_leaving(self, nexus: Nexus) -> None:
+        """Stop using a nexus that the target wants logged out; return when nothing is in flight on it."""
+
     def nexus_async_event(self, nexus: Nexus, code: int, lun: int, sense: bytes) -> None:
         """Tell of an asynchronous message: a SCSI event (0) or the vendor's (255)."""
 
@@ -117,6 +124,7 @@ class Nexus:
         self._moved_to: Portal | None = None
         self._refused = False
         self._stopping = False
+        self._leaving: asyncio.Task[None] | None = None
         self._totals: dict[str, int] = {}
         jitter = random.Random(int.from_bytes(random_bytes(8), "big"))  # noqa: S311 - spreads retries, no secret
         self._back_off = BackOff(jitter.random)
@@ -132,6 +140,8 @@ class Nexus:
     async def stop(self) -> None:
         """Log out (bounded in time), close, and stay closed; commands in flight end UNKNOWN."""
         self._stopping = True
+        if self._leaving is not None:
+            self._leaving.cancel()
         await self._log_out()
         task, self._task = self._task, None
         if task is not None:
@@ -339,14 +349,24 @@ class Nexus:
             remedy="it comes back by itself when the target answers",
         )
         self._listener.nexus_lost(self, self.error)
-        return 0.0 if isinstance(ended, LoggedOut) else ended.wait
+        obeyed, self._leaving = self._leaving is not None, None
+        if isinstance(ended, LoggedOut):
+            return float(self.result.negotiated.default_time2wait) if obeyed and self.result else 0.0
+        return ended.wait
 
     def _session_event(self, event: Event) -> None:
         """Take what a logged-in session tells."""
         if isinstance(event, AsyncNotice):
             self._listener.nexus_async_event(self, event.code, event.lun, event.sense)
-        elif isinstance(event, LogoutAsked) and self._session is not None:
-            self._session.logout(self._loop.time())
+        elif isinstance(event, LogoutAsked) and self._leaving is None:
+            self._leaving = asyncio.create_task(self._obey(event.seconds))
+
+    async def _obey(self, seconds: int) -> None:
+        """Log out as the target asked, in time, and without a command in flight if that can be had."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(seconds - LOGOUT_MARGIN, 0)):
+                await self._listener.nexus_leaving(self)
+        await self._log_out()
 
     def _drain(self) -> None:
         if self._dialled is not None:
