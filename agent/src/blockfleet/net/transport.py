@@ -19,7 +19,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 SEND_BUFFER_HIGH = 8 * 1024 * 1024
 """Bytes of unsent output from which new commands are held back."""
 
-MAXIMUM_JOINED = 4096
+MAXIMUM_JOINED = 16 * 1024
 """Segments up to this size are joined with their neighbours before a write: a copy costs less than an iovec."""
 
 
