@@ -60,6 +60,9 @@ class Listener:
         self.failures.append((error, will_retry))
         self.changed.set()
 
+    async def nexus_leaving(self, nexus: Nexus) -> None:
+        """Nothing has to be moved away."""
+
     def nexus_async_event(self, nexus: Nexus, code: int, lun: int, sense: bytes) -> None:
         self.events.append((code, lun, sense))
         self.changed.set()
