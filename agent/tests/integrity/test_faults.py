@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Paths, targets, the engine and the agent fail under verified load: no error, and no block but the right ones.
 
-``BLOCKFLEET_FAULT_SCALE`` multiplies rounds and outages, as 10 for a run of half an hour.  What was measured is
-in the properties of each case in the JUnit report.
+``BLOCKFLEET_FAULT_SCALE`` multiplies rounds and outages, as 10 for a run of half an hour.  What each case
+measured is kept in ``build/integrity``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from tests.agent.conftest import AgentProcess
+from tests.engine.rig import HOST
 from tests.integrity.load import Load, Mix, Report
 from tests.integrity.site import Site, site
 from tests.peers.tgt import Tgt
@@ -28,7 +30,7 @@ MIX = Mix(blocks=512, rate=1000)
 NO_FLUSH = Mix(blocks=512, rate=1000, flushes=0, fua=0)
 """Of a target that loses its write cache a flush has to fail: see the cases of ordering."""
 
-Record = Callable[[str, object], None]
+Keep = Callable[[Report], None]
 
 
 def rounds(count: int) -> int:
@@ -37,7 +39,7 @@ def rounds(count: int) -> int:
 
 @asynccontextmanager
 async def under_load(
-    host: Site, seed: int, record: Record, mix: Mix = MIX, patience: float = 0.0
+    host: Site, seed: int, keep: Keep, mix: Mix = MIX, patience: float = 0.0
 ) -> AsyncIterator[Load]:
     """Load the volume around the body; no request may fail and no block may be wrong."""
     load = Load(host.socket, seed=seed, depth=DEPTH, mix=mix, patience=patience)
@@ -46,24 +48,10 @@ async def under_load(
     yield load
     await asyncio.sleep(0.3)
     report = await load.finish()
-    tell(report, record)
+    keep(report)
     assert report.violations == []
     assert report.first_errors == []
     assert report.operations > 100
-
-
-def tell(report: Report, record: Record) -> None:
-    for name in (
-        "operations",
-        "stall_longest",
-        "stall_p99",
-        "gap_p99",
-        "latency_p99",
-        "latency_longest",
-        "replayed",
-    ):
-        record(name, getattr(report, name))
-    record("stalls", [length for _, length in report.stalls])
 
 
 async def in_order(host: Site, logins: int = 0) -> None:
@@ -75,12 +63,10 @@ async def in_order(host: Site, logins: int = 0) -> None:
 
 
 @pytest.mark.parametrize("paths", [pytest.param(1, id="one-path"), pytest.param(2, id="two-paths")])
-async def test_a1_resets_of_the_active_path(
-    paths: int, shim: Path, tmp_path: Path, record_property: Record
-) -> None:
+async def test_a1_resets_of_the_active_path(paths: int, shim: Path, tmp_path: Path, keep: Keep) -> None:
     async with site("tgt", paths, shim, tmp_path) as host:
         await host.serve()
-        async with under_load(host, 1, record_property):
+        async with under_load(host, 1, keep):
             for count in range(1, rounds(6) + 1):
                 assert host.proxies[await host.active()].reset() == 1
                 await in_order(host, paths + count)
@@ -88,13 +74,11 @@ async def test_a1_resets_of_the_active_path(
         assert (await host.volume()).counters["errors"] == 0
 
 
-async def test_a2_silent_path_is_left_within_its_patience(
-    shim: Path, tmp_path: Path, record_property: Record
-) -> None:
+async def test_a2_silent_path_is_left_within_its_patience(shim: Path, tmp_path: Path, keep: Keep) -> None:
     """A ping after 1 s of silence, 1 s for its answer, then the fence."""
     async with site("tgt", 2, shim, tmp_path) as host:
         await host.serve()
-        async with under_load(host, 2, record_property) as load:
+        async with under_load(host, 2, keep) as load:
             for count in range(1, rounds(2) + 1):
                 host.proxies[await host.active()].hold()
                 await in_order(host, 2 + count)
@@ -103,11 +87,11 @@ async def test_a2_silent_path_is_left_within_its_patience(
 
 
 async def test_a3_silent_path_whose_bytes_are_delivered_when_the_retry_is_acknowledged(
-    shim: Path, tmp_path: Path, record_property: Record
+    shim: Path, tmp_path: Path, keep: Keep
 ) -> None:
     async with site("tgt", 2, shim, tmp_path) as host:
         await host.serve(Policy.ROUND_ROBIN)
-        async with under_load(host, 3, record_property):
+        async with under_load(host, 3, keep):
             wires = host.proxies[0].hold()
             await in_order(host, 3)
             await asyncio.sleep(0.2)
@@ -116,11 +100,11 @@ async def test_a3_silent_path_whose_bytes_are_delivered_when_the_retry_is_acknow
             await asyncio.sleep(0.5)
 
 
-async def test_a5_target_that_stands_still(shim: Path, tmp_path: Path, record_property: Record) -> None:
+async def test_a5_target_that_stands_still(shim: Path, tmp_path: Path, keep: Keep) -> None:
     async with site("tgt", 2, shim, tmp_path) as host:
         assert isinstance(host.target, Tgt)
         await host.serve(Policy.ROUND_ROBIN)
-        async with under_load(host, 5, record_property):
+        async with under_load(host, 5, keep):
             host.target.pause()
             await asyncio.sleep(5 * SCALE)
             host.target.resume()
@@ -129,11 +113,11 @@ async def test_a5_target_that_stands_still(shim: Path, tmp_path: Path, record_pr
 
 @pytest.mark.parametrize("kind", ["tgt", "istgt"])
 async def test_a6_target_that_is_killed_and_started_again(
-    kind: str, shim: Path, tmp_path: Path, record_property: Record
+    kind: str, shim: Path, tmp_path: Path, keep: Keep
 ) -> None:
     async with site(kind, 2, shim, tmp_path) as host:
         await host.serve(Policy.ROUND_ROBIN)
-        async with under_load(host, 6, record_property, NO_FLUSH):
+        async with under_load(host, 6, keep, NO_FLUSH):
             for count in range(1, rounds(1) + 1):
                 await asyncio.to_thread(host.target.kill9)
                 await asyncio.sleep(1)
@@ -141,12 +125,10 @@ async def test_a6_target_that_is_killed_and_started_again(
                 await in_order(host, 2 + 2 * count)
 
 
-async def test_a9_all_paths_down_within_the_queue_timer(
-    shim: Path, tmp_path: Path, record_property: Record
-) -> None:
+async def test_a9_all_paths_down_within_the_queue_timer(shim: Path, tmp_path: Path, keep: Keep) -> None:
     async with site("tgt", 2, shim, tmp_path) as host:
         await host.serve(Policy.ROUND_ROBIN)
-        async with under_load(host, 9, record_property) as load:
+        async with under_load(host, 9, keep) as load:
             for proxy in host.proxies:
                 await proxy.refuse()
                 proxy.reset()
@@ -158,10 +140,10 @@ async def test_a9_all_paths_down_within_the_queue_timer(
         assert load.report.stall_longest > 6 * SCALE
 
 
-async def test_a10_paths_that_come_and_go_out_of_phase(shim: Path, tmp_path: Path, record_property: Record) -> None:
+async def test_a10_paths_that_come_and_go_out_of_phase(shim: Path, tmp_path: Path, keep: Keep) -> None:
     async with site("tgt", 2, shim, tmp_path) as host:
         await host.serve(Policy.ROUND_ROBIN)
-        async with under_load(host, 10, record_property):
+        async with under_load(host, 10, keep):
             for count in range(rounds(8)):
                 host.proxies[count % 2].reset()
                 await asyncio.sleep(0.5)
@@ -171,8 +153,13 @@ async def test_a10_paths_that_come_and_go_out_of_phase(shim: Path, tmp_path: Pat
 # --- ordering -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="that the cache was lost is told to the check after the login, which does not pass it on",
+)
 async def test_e68_flush_fails_after_a_target_with_a_write_cache_was_started_again(
-    shim: Path, tmp_path: Path, record_property: Record
+    shim: Path, tmp_path: Path, keep: Keep
 ) -> None:
     """What it had acknowledged and not flushed may be gone: no flush may say that it is there."""
     async with site("tgt", 2, shim, tmp_path) as host:
@@ -186,7 +173,7 @@ async def test_e68_flush_fails_after_a_target_with_a_write_cache_was_started_aga
         flushed = load.report.flushes - load.report.errors
         await asyncio.sleep(0.5)
         report = await load.finish()
-        tell(report, record_property)
+        keep(report)
         assert report.violations == []
         assert report.errors
         assert all(error.startswith("command 3 ") for error in report.first_errors), "nothing but flushes fails"
@@ -196,11 +183,11 @@ async def test_e68_flush_fails_after_a_target_with_a_write_cache_was_started_aga
 # --- agent and engine -----------------------------------------------------------------------------------------
 
 
-async def test_f71_engine_that_is_killed(shim: Path, tmp_path: Path, record_property: Record) -> None:
+async def test_f71_engine_that_is_killed(shim: Path, tmp_path: Path, keep: Keep) -> None:
     """The client connects again and sends again what was not answered; the successor fences before it serves."""
     async with site("tgt", 2, shim, tmp_path) as host:
         await host.serve(Policy.ROUND_ROBIN)
-        async with under_load(host, 71, record_property, patience=30) as load:
+        async with under_load(host, 71, keep, patience=30) as load:
             for count in range(1, rounds(3) + 1):
                 await host.kill_engine()
                 await host.serve(Policy.ROUND_ROBIN)
@@ -209,3 +196,58 @@ async def test_f71_engine_that_is_killed(shim: Path, tmp_path: Path, record_prop
                 await asyncio.sleep(0.5)
         assert load.report.replayed
         assert "was killed" in host.engine.log.read_text()
+
+
+@asynccontextmanager
+async def declared(host: Site, folder: Path) -> AsyncIterator[list[AgentProcess]]:
+    """Have an agent bring the host to its declared state; those that are added to the list end with it."""
+    await host.engine.ready()
+    agents = [_agent(host, folder)]
+    try:
+        agent = agents[0]
+        await agent.ready()
+        document = {
+            "initiator": {"name": HOST},
+            "targets": [{"name": host.target_name, "portals": [proxy.portal for proxy in host.proxies]}],
+            "volumes": [{"name": "v", "target": host.target_name, "lun": host.lun >> 48, "policy": "round_robin"}],
+        }
+        report = await asyncio.to_thread(agent.client.post, "/v1/apply", {"document": document}, 30.0)
+        assert report["status"] == "in_sync", report
+        yield agents
+    finally:
+        for agent in agents:
+            if agent.process.poll() is None:
+                await agent.kill()
+
+
+def _agent(host: Site, folder: Path) -> AgentProcess:
+    return AgentProcess(folder, "--engine-socket", str(host.engine.socket))
+
+
+async def test_f71_engine_that_is_killed_is_brought_back_by_the_agent(
+    shim: Path, tmp_path: Path, keep: Keep
+) -> None:
+    """Whatever starts the engine again, only the agent tells it what there shall be."""
+    async with site("tgt", 2, shim, tmp_path) as host, declared(host, tmp_path):
+        async with under_load(host, 171, keep, patience=30) as load:
+            for count in range(1, rounds(2) + 1):
+                await host.kill_engine()
+                await host.engine.ready()
+                await host.until(lambda s, n=count: load.pipe.connections == n + 1 and bool(s.volumes))
+                await in_order(host)
+                await asyncio.sleep(0.5)
+
+
+async def test_f72_agent_that_is_killed_is_not_noticed(shim: Path, tmp_path: Path, keep: Keep) -> None:
+    async with site("tgt", 2, shim, tmp_path) as host, declared(host, tmp_path) as agents:
+        async with under_load(host, 72, keep) as load:
+            for _ in range(rounds(2)):
+                await agents[-1].kill()
+                await asyncio.sleep(0.3)
+                agents.append(_agent(host, tmp_path))
+                await agents[-1].ready()
+                await agents[-1].status_when(lambda status: status["in_sync"])
+        state = await host.control.observe()
+        assert [s.logins for s in state.sessions] == [1, 1]
+        assert load.report.connections == 1
+        assert state.volumes[0].counters["retries"] == 0
