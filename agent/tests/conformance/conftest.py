@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -168,7 +169,8 @@ class Rig:
         portal = Portal.parse((at or self.target).portal)
         made = NexusParameters(INITIATOR, "a host", TARGET, portal, ISID, noop_interval=0.0)
         listener = Listener()
-        nexus = Nexus(replace(made, **changes), listener)  # type: ignore[arg-type]
+        chance = changes.pop("random_bytes", os.urandom)
+        nexus = Nexus(replace(made, **changes), listener, random_bytes=chance)  # type: ignore[arg-type]
         self._nexuses.append(nexus)
         nexus.start()
         return nexus, listener
@@ -192,6 +194,11 @@ class Rig:
         """Start a discovery."""
         portal = Portal.parse(self.target.portal)
         return self.background(send_targets(INITIATOR, portal, credentials, isid=isid, timeout=timeout))
+
+    @property
+    def under_test(self) -> Nexus:
+        """The nexus that was started last."""
+        return self._nexuses[-1]
 
     async def close(self) -> None:
         for target in self._targets:

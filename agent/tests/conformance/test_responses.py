@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""RSP: SCSI Response, residuals, sense, attributes and LUNs (RFC 3720 10.3, 10.4)."""
+
+from __future__ import annotations
+
+import pytest
+from tests.conformance import wire
+from tests.conformance.conftest import LUN, READ_10, WRITE_10, Issued, Listener, Rig
+from tests.conformance.raw_target import Peer
+
+from blockfleet.net.nexus import Nexus
+from blockfleet.scsi.command import Outcome
+
+Session = tuple[Peer, Nexus, Listener]
+SENSE = wire.sense(0x05, 0x24, 0x00)
+DESCRIPTOR_SENSE = bytes([0, 8, 0x72, 0x05, 0x24, 0x00, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("flags", "sent", "residual", "seen"),
+    [(wire.UNDERFLOW, 3584, 512, 512), (wire.OVERFLOW, 4096, 100, -100), (wire.UNDERFLOW, 0, 4096, 4096)],
+    ids=["short", "long", "nothing"],
+)
+async def test_RSP_02_residuals_are_reported(
+    session: Session, flags: int, sent: int, residual: int, seen: int
+) -> None:
+    peer, nexus, _ = session
+    issued = Issued(nexus, READ_10, read=4096)
+    itt = (await peer.expect(wire.COMMAND)).itt
+    if sent:
+        await peer.raw(peer.data_in(itt, 0, 0, bytes(sent), wire.F))
+    await peer.raw(peer.response(itt, b1=0x80 | flags, residual=residual, expdatasn=int(sent > 0)))
+    command = await issued.good()
+    assert (command.data_in_count, command.residual) == (sent, seen)
+
+
+@pytest.mark.parametrize("flags", [0x06, 0x18], ids=["O and U", "o and u"])
+async def test_RSP_02_overflow_and_underflow_together_are_an_error(rig: Rig, flags: int) -> None:
+    peer, nexus, listener = await rig.session()
+    issued = Issued(nexus, WRITE_10, write=bytes(512))
+    await peer.raw(peer.response((await peer.expect(wire.COMMAND)).itt, b1=0x80 | flags, residual=1))
+    await peer.gone(1.0)
+    assert (await issued.end()).outcome is Outcome.UNKNOWN
+    await listener.loss()
+
+
+@pytest.mark.parametrize("direction", ["read", "write"])
+@pytest.mark.parametrize("residual", [513, 0xFFFFFFFF])
+async def test_RSP_02_a_residual_beyond_the_buffer_is_not_believed(rig: Rig, direction: str, residual: int) -> None:
+    peer, nexus, _ = await rig.session()
+    if direction == "read":
+        issued = Issued(nexus, READ_10, read=512)
+    else:
+        issued = Issued(nexus, WRITE_10, write=bytes(512))
+    itt = (await peer.expect(wire.COMMAND)).itt
+    await peer.raw(peer.response(itt, b1=0x80 | wire.UNDERFLOW, residual=residual))
+    command = await issued.end()
+    assert command.outcome is not Outcome.COMPLETE or command.residual <= 512
+
+
+@pytest.mark.parametrize("sent", [0, 512, 4092])
+async def test_RSP_03_short_data_without_a_residual_are_no_success(session: Session, sent: int) -> None:
+    peer, nexus, listener = session
+    issued = Issued(nexus, READ_10, read=4096)
+    itt = (await peer.expect(wire.COMMAND)).itt
+    if sent:
+        await peer.raw(peer.data_in(itt, 0, 0, bytes(sent), wire.F))
+    await peer.raw(peer.response(itt, expdatasn=int(sent > 0)))
+    command = await issued.end()
+    assert command.outcome is not Outcome.COMPLETE
+    assert bytes(issued.buffer[sent:]) == b"\xee" * (4096 - sent)
+    assert not listener.losses
+
+
+@pytest.mark.parametrize("flag", [wire.BIDI_UNDERFLOW, wire.BIDI_OVERFLOW], ids=["u", "o"])
+async def test_RSP_04_the_read_residual_of_a_bidirectional_command_counts(rig: Rig, flag: int) -> None:
+    peer, nexus, _ = await rig.session()
+    issued = Issued(nexus, WRITE_10, read=1024, write=bytes(512))
+    sent = await peer.expect(wire.COMMAND)
+    assert sent.ahs == bytes([0, 5, 2, 0]) + (1024).to_bytes(4, "big")
+    short = 24 if flag == wire.BIDI_UNDERFLOW else 0
+    await peer.raw(peer.data_in(sent.itt, 0, 0, bytes(1024 - short), wire.F))
+    await peer.raw(peer.response(sent.itt, b1=0x80 | flag, bidi_residual=24, expdatasn=1))
+    command = await issued.good()
+    assert command.data_in_count == 1024 - short
+
+
+SENSES = {
+    "fixed": (SENSE, SENSE[2:]),
+    "descriptor": (DESCRIPTOR_SENSE, DESCRIPTOR_SENSE[2:]),
+    "none": (b"\0\0", b""),
+    "no data": (b"", b""),
+    "one byte": (b"\0", b""),
+    "length over the segment": (b"\xff\xff" + SENSE[2:], SENSE[2:]),
+    "vendor data behind": (SENSE + b"response data", SENSE[2:]),
+}
+
+
+@pytest.mark.parametrize("case", SENSES)
+async def test_RSP_05_sense_is_what_lies_within_the_segment(session: Session, case: str) -> None:
+    data, seen = SENSES[case]
+    peer, nexus, listener = session
+    issued = Issued(nexus)
+    await peer.raw(peer.response((await peer.expect(wire.COMMAND)).itt, 2, data))
+    command = await issued.end()
+    assert (command.outcome, command.status, command.sense) == (Outcome.COMPLETE, 2, seen)
+    await peer.quiet(0.03)  # no REQUEST SENSE
+    assert not listener.losses
+
+
+CONDITIONS = [(0x0B, 0x47, 0x05), (0x0B, 0x0C, 0x0C), (0x0B, 0x0C, 0x0D), (0x0B, 0x11, 0x13)]
+
+
+@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda c: "/".join(f"{part:02x}" for part in c))
+async def test_RSP_06_iscsi_conditions_lead_to_a_new_command(rig: Rig, condition: tuple[int, int, int]) -> None:
+    peer, nexus, _ = await rig.session()
+    device = one_path_device(nexus)
+    await peer_admits(peer, device)
+    issued = Issued(device, READ_10, read=512)  # type: ignore[arg-type]
+    seen = []
+    for _ in range(2):
+        command = await peer.expect(wire.COMMAND)
+        seen.append((command.itt, command.cmdsn))
+        await peer.raw(peer.response(command.itt, 2, wire.sense(*condition)))
+    command = await peer.expect(wire.COMMAND)
+    seen.append((command.itt, command.cmdsn))
+    await peer.raw(peer.last_data_in(command.itt, 0, 0, bytes(512)))
+    await issued.good()
+    assert len({itt for itt, _ in seen}) == len({sn for _, sn in seen}) == 3
+
+
+@pytest.mark.parametrize("more", [1, 5, 0xFFFFFFFF])
+async def test_RSP_09_an_expdatasn_above_what_came_is_missing_data(rig: Rig, more: int) -> None:
+    peer, nexus, listener = await rig.session()
+    issued = Issued(nexus, READ_10, read=2048)
+    itt = (await peer.expect(wire.COMMAND)).itt
+    for sn in range(4):
+        await peer.raw(peer.data_in(itt, sn, 512 * sn, bytes(512)))
+    await peer.raw(peer.response(itt, expdatasn=min(4 + more, 0xFFFFFFFF)))
+    await peer.gone(1.0)
+    assert (await issued.end()).outcome is Outcome.UNKNOWN
+    await listener.loss()
+
+
+@pytest.mark.parametrize("which", ["again", "unknown"])
+async def test_RSP_10_a_response_to_no_task_ends_no_other(rig: Rig, which: str) -> None:
+    peer, nexus, listener = await rig.session()
+    first, second = Issued(nexus), Issued(nexus)
+    itt = (await peer.expect(wire.COMMAND)).itt
+    await peer.expect(wire.COMMAND)
+    await peer.raw(peer.response(itt))
+    await first.good()
+    await peer.raw(peer.response(itt if which == "again" else 0x12345678))
+    await peer.quiet(0.03) if not listener.losses else None
+    if listener.losses:
+        assert (await second.end()).outcome is Outcome.UNKNOWN
+    else:
+        assert second.running
+    assert first.ends == 1
+
+
+async def test_RSP_11_a_response_ends_the_data_of_a_write(rig: Rig) -> None:
+    peer, nexus, listener = await rig.session({"ImmediateData": "No"})
+    issued = Issued(nexus, WRITE_10, write=bytes(8192))
+    command = await peer.expect(wire.COMMAND)
+    await peer.raw(peer.r2t(command.itt, 1, 0, 0, 4096, lun=LUN))
+    await peer.expect(wire.DATA_OUT)
+    await peer.raw(peer.response(command.itt, 2, SENSE))
+    assert (await issued.end()).status == 2
+    await peer.quiet()
+    await peer.raw(peer.r2t(command.itt, 2, 1, 4096, 4096, lun=LUN))
+    assert await peer.gone(1.0) == b""
+    await listener.loss()
+
+
+@pytest.mark.parametrize("attribute", range(5))
+async def test_RSP_12_task_attributes_are_carried(session: Session, attribute: int) -> None:
+    peer, nexus, _ = session
+    for options in ({}, {"read": 512}, {"write": bytes(512)}):
+        Issued(nexus, READ_10, attribute=attribute, **options)  # type: ignore[arg-type]
+        assert (await peer.expect(wire.COMMAND)).bhs[1] & 7 == attribute
+
+
+LUNS = {
+    "peripheral": 0x0005 << 48,
+    "flat": 0x4123 << 48,
+    "flat over 255": 0x4000 + 3000 << 48,
+    "logical unit": 0x8005 << 48,
+    "extended": 0xD2000123 << 32,
+    "well known": 0xC101 << 48,
+}
+
+
+@pytest.mark.parametrize("form", LUNS)
+async def test_RSP_14_luns_are_addressed_in_the_form_given(session: Session, form: str) -> None:
+    peer, nexus, _ = session
+    lun = LUNS[form]
+    Issued(nexus, lun=lun)
+    assert (await peer.expect(wire.COMMAND)).lun == lun
+    write = Issued(nexus, WRITE_10, write=bytes(6000), lun=lun)
+    command = await peer.expect(wire.COMMAND)
+    assert command.lun == lun
+    await peer.raw(peer.r2t(command.itt, 1, 0, 4096, 1904, lun=lun))
+    assert (await peer.expect(wire.DATA_OUT)).lun == lun
+    assert write.running
