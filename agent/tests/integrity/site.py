@@ -31,38 +31,53 @@ from blockfleet.engine.interface import (
 from blockfleet.model.desired import LoginOptions, Policy
 
 SIZE = 16 << 20
-NAMES = {"tgt": "iqn.2026-11.com.example:ghost", "istgt": "iqn.2026-11.com.example:ghost-i"}
-LUNS = {"tgt": 1 << 48, "istgt": 0}
+_NAME = "iqn.2026-11.com.example:ghost"
+NAMES = {"tgt": (_NAME, _NAME), "tgt twice": (_NAME, f"{_NAME}-2"), "istgt": (_NAME, _NAME)}
+"""Which target each path leads to."""
+LUNS = {"tgt": 1 << 48, "tgt twice": 1 << 48, "istgt": 0}
+SCSI_ID = "naa.5000c50015ea71ab"
 VOLUME = b"site-volume-0001"
 
 
 @asynccontextmanager
 async def real_target(kind: str, delays: DelayedWrites) -> AsyncIterator[Tgt | Istgt]:
-    """Start a target with one disk and two portals of one group; tgt asks for no pause before a new login."""
+    """Start a target with one disk and two portals of one group; tgt asks for no pause before a new login.
+
+    "tgt twice" is one disk behind two targets.
+    """
     target: Tgt | Istgt
     portals = ("127.0.0.1:0", "127.0.0.1:0")
-    if kind == "tgt":
+    if kind != "istgt":
         target = await asyncio.to_thread(Tgt, portals, environment=delays.environment)
     else:
         target = Istgt(portals, environment=delays.environment)
     try:
         if isinstance(target, Tgt):
-            await asyncio.to_thread(target.add_target, NAMES[kind])
-            await asyncio.to_thread(target.add_unit, NAMES[kind], SIZE)
-            await asyncio.to_thread(target.set, NAMES[kind], "DefaultTime2Wait", "0")
+            await asyncio.to_thread(_add_disk, target, kind)
         else:
-            target.add_target(NAMES[kind], SIZE)
+            target.add_target(NAMES[kind][0], SIZE)
             await asyncio.to_thread(target.start)
         yield target
     finally:
         await asyncio.to_thread(target.close)
 
 
+def _add_disk(target: Tgt, kind: str) -> None:
+    image: Path | None = None
+    for name in dict.fromkeys(NAMES[kind]):
+        target.add_target(name)
+        target.set(name, "DefaultTime2Wait", "0")
+        if image is None:
+            image = target.add_unit(name, SIZE, scsi_id=SCSI_ID)
+        else:
+            target.share_unit(name, image, scsi_id=SCSI_ID)
+
+
 class Site:
     """An engine with one session for each proxy, and a volume over them."""
 
     def __init__(self, kind: str, target: Tgt | Istgt, proxies: list[Proxy], delays: DelayedWrites, folder: Path):
-        self.target_name = NAMES[kind]
+        self.names = NAMES[kind]
         self.lun = LUNS[kind]
         self.target = target
         self.proxies = proxies
@@ -88,7 +103,7 @@ class Site:
             await self.control.open_session(
                 SessionSpec(
                     key=self.key(index),
-                    target=self.target_name,
+                    target=self.names[index],
                     portal=proxy.portal,
                     isid=f"{isids}{index + 1:02x}",
                     options=options,
@@ -97,12 +112,12 @@ class Site:
         wanted = len(self.proxies) if wait_for is None else wait_for
         state = await self.until(lambda s: len(_disks(s)) >= wanted)
         await self.control.publish(
-            VolumeSpec(name="v", identity=_disks(state)[0], targets=(self.target_name,), policy=policy)
+            VolumeSpec(name="v", identity=_disks(state)[0], targets=tuple(sorted(set(self.names))), policy=policy)
         )
         return (await self.until(lambda s: bool(s.volumes[0].socket))).volumes[0]
 
     def key(self, index: int) -> str:
-        return session_key(self.target_name, self.proxies[index].portal)
+        return session_key(self.names[index], self.proxies[index].portal)
 
     @property
     def socket(self) -> Path:

@@ -208,8 +208,8 @@ async def declared(host: Site, folder: Path) -> AsyncIterator[list[AgentProcess]
         await agent.ready()
         document = {
             "initiator": {"name": HOST},
-            "targets": [{"name": host.target_name, "portals": [proxy.portal for proxy in host.proxies]}],
-            "volumes": [{"name": "v", "target": host.target_name, "lun": host.lun >> 48, "policy": "round_robin"}],
+            "targets": [{"name": host.names[0], "portals": [proxy.portal for proxy in host.proxies]}],
+            "volumes": [{"name": "v", "target": host.names[0], "lun": host.lun >> 48, "policy": "round_robin"}],
         }
         report = await asyncio.to_thread(agent.client.post, "/v1/apply", {"document": document}, 30.0)
         assert report["status"] == "in_sync", report

@@ -61,7 +61,7 @@ async def fall_silent(host: Site, path: int) -> None:
 async def dropped_by_the_target(host: Site, path: int) -> None:
     """The administrator closes the connection at the target."""
     assert isinstance(host.target, Tgt)
-    await asyncio.to_thread(host.target.drop_connections, host.target_name)
+    await asyncio.to_thread(host.target.drop_connections, host.names[path])
 
 
 Fault = Callable[[Site, int], Awaitable[None]]
@@ -111,6 +111,20 @@ async def test_h_portal_that_stays_away_is_waited_for(shim: Path, tmp_path: Path
         await host.delays.until_begun()
         await host.proxies[active].refuse()
         host.proxies[active].reset()
+        assert (await lost).error == 0
+        assert host.delays.ended == 1, "answered while the first copy could still take effect"
+        assert (await block.write()).error == 0
+        await block.watch(AFTER)
+
+
+async def test_g_lun_reset_goes_to_the_target_of_the_lost_write(shim: Path, tmp_path: Path) -> None:
+    """Two targets over one backing file: one answers LUN RESET while the other one's write still runs."""
+    async with site("tgt twice", 2, shim, tmp_path) as host, application(host) as block:
+        assert len((await host.volume()).paths) == 2
+        host.delays.hold(block.next_mark, DELAY)
+        lost = block.write()
+        await host.delays.until_begun()
+        host.proxies[await host.active()].reset()
         assert (await lost).error == 0
         assert host.delays.ended == 1, "answered while the first copy could still take effect"
         assert (await block.write()).error == 0

@@ -45,7 +45,7 @@ class Bare:
     async def log_in(self, stack: AsyncExitStack) -> None:
         for index, proxy in enumerate(self.proxies):
             isid = bytes.fromhex("80abcdef00") + bytes([index + 1])
-            made = parameters(proxy.portal, target=NAMES[self._kind], isid=isid)
+            made = parameters(proxy.portal, target=NAMES[self._kind][index], isid=isid)
             nexus, listener = await stack.enter_async_context(running(made))
             await listener.until(lambda listener=listener: listener.logins == 1)  # type: ignore[misc]
             self.nexuses.append(nexus)
@@ -174,6 +174,18 @@ async def test_n2_lun_reset_on_the_other_path_does_not_stop_writes_on_their_way(
         for lba in lost:
             await host.judge(lba, 1)
         assert host.ghosts() == 2
+
+
+async def test_g_lun_reset_through_another_target_leaves_a_ghost_on_tgt(shim: Path, tmp_path: Path) -> None:
+    async with bare("tgt twice", 2, shim, tmp_path) as host:
+        data = await host.lose_in_the_target(5, 0)
+        assert await host.nexuses[1].lun_reset(host.lun) is TaskResponse.FUNCTION_COMPLETE
+        assert host.delays.ended == 0
+        await host.retry_and_overwrite(5, data, 1)
+        await host.delays.until_ended()
+        await asyncio.sleep(0.1)
+        await host.judge(5, 1)
+        assert host.ghosts() == 1
 
 
 async def test_c_reinstatement_and_lun_reset_leave_none(shim: Path, tmp_path: Path) -> None:
