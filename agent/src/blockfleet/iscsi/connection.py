@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from blockfleet.iscsi.constants import DEFAULT_MRDSL, RESERVED_TAG, DataInFlag, Opcode, ResponseFlag
-from blockfleet.iscsi.control import CONTROL_HANDLERS
+from blockfleet.iscsi.control import handle_control
 from blockfleet.iscsi.data_out import Segment, burst
 from blockfleet.iscsi.digest import data_digest, digest
 from blockfleet.iscsi.events import ConnectionLost, LoggedIn, LoggedOut, LoginFailed, LossKind
@@ -20,7 +20,7 @@ from blockfleet.iscsi.framing import FramingError, PduReader
 from blockfleet.iscsi.layout import DATA_IN, R2T, SCSI_RESPONSE, padding
 from blockfleet.iscsi.login import LoginMachine
 from blockfleet.iscsi.parameters import Negotiated
-from blockfleet.iscsi.pdu import Pdu, PduError, decode_pdu
+from blockfleet.iscsi.pdu import PduError, decode_pdu
 from blockfleet.iscsi.serial import MASK, after
 from blockfleet.iscsi.states import CONNECTION_TRANSITIONS, ConnectionEvent, ConnectionState, StateMachine
 
@@ -218,7 +218,9 @@ class Connection:
             except PduError as error:
                 self.protocol_error(str(error))
                 return
-            self._control_pdu(opcode, decoded)
+            handle_control(self, decoded)
+            if self.session.pending:
+                self.session.send_pending()
 
     def data_in_place(self, buffer: bytearray | bytes, at: int, length: int) -> memoryview | None:
         """Return the part of a read's buffer that a large Data-In payload is for."""
@@ -259,15 +261,6 @@ class Connection:
             self.states.on(ConnectionEvent.LOGIN_ACCEPTED)
             self.session.connection_logged_in(self, result)
             self.session.events.append(LoggedIn(self.cid, result))
-
-    def _control_pdu(self, opcode: int, pdu: Pdu) -> None:
-        handler = CONTROL_HANDLERS.get(opcode)
-        if handler is None:
-            self.protocol_error(f"opcode {opcode:#04x} is not for an initiator")
-            return
-        handler(self, pdu)
-        if self.session.pending:
-            self.session.send_pending()
 
     def take_status(self, stat_sn: int) -> bool:
         """Count a numbered PDU; False to drop it: a repeat, or a gap that ends the connection at ERL 0."""

@@ -42,6 +42,9 @@ MAXIMUM_TEXT_ROUNDS = 1_000_000
 MAXIMUM_QUEUED_ANSWERS = 64
 """NOP-Out answers that wait to be sent; pings of a target that floods and does not read go unanswered."""
 
+NumberedPdu = NopIn | TaskManagementResponse | TextResponse | LogoutResponse | AsyncMessage | Reject
+"""PDUs that carry StatSN and the command window."""
+
 _REASON_TEXT = {reason.value: reason.name.replace("_", " ").lower() for reason in RejectReason}
 
 
@@ -49,14 +52,10 @@ def _on_nop_in(connection: Connection, pdu: Pdu) -> None:
     assert isinstance(pdu, NopIn)
     session = connection.session
     if pdu.initiator_task_tag != RESERVED_TAG:
-        if not connection.take_status(pdu.stat_sn):
-            return
-        session.update_window(pdu.exp_cmd_sn, pdu.max_cmd_sn)
         # An answer to a ping that was never sent proves that the peer lives, and no more.
         if isinstance(session.control.get(pdu.initiator_task_tag), Ping):
             del session.control[pdu.initiator_task_tag]
         return
-    session.update_window(pdu.exp_cmd_sn, pdu.max_cmd_sn)
     if pdu.target_transfer_tag == RESERVED_TAG or connection.queued_segments > MAXIMUM_QUEUED_ANSWERS:
         return
     answer = NopOut(
@@ -71,10 +70,7 @@ def _on_nop_in(connection: Connection, pdu: Pdu) -> None:
 
 def _on_task_response(connection: Connection, pdu: Pdu) -> None:
     assert isinstance(pdu, TaskManagementResponse)
-    if not connection.take_status(pdu.stat_sn):
-        return
     session = connection.session
-    session.update_window(pdu.exp_cmd_sn, pdu.max_cmd_sn)
     request = session.control.get(pdu.initiator_task_tag)
     if not isinstance(request, TaskRequest):
         # Its time may have run out before the answer came.
@@ -90,10 +86,7 @@ def _on_task_response(connection: Connection, pdu: Pdu) -> None:
 
 def _on_text_response(connection: Connection, pdu: Pdu) -> None:
     assert isinstance(pdu, TextResponse)
-    if not connection.take_status(pdu.stat_sn):
-        return
     session = connection.session
-    session.update_window(pdu.exp_cmd_sn, pdu.max_cmd_sn)
     request = session.control.get(pdu.initiator_task_tag)
     if not isinstance(request, TextRequest):
         return
@@ -117,8 +110,6 @@ def _on_text_response(connection: Connection, pdu: Pdu) -> None:
 
 def _on_logout_response(connection: Connection, pdu: Pdu) -> None:
     assert isinstance(pdu, LogoutResponse)
-    if not connection.take_status(pdu.stat_sn):
-        return
     session = connection.session
     if not isinstance(session.control.pop(pdu.initiator_task_tag, None), LogoutRequest):
         connection.protocol_error("Logout Response to no Logout Request")
@@ -130,10 +121,7 @@ def _on_logout_response(connection: Connection, pdu: Pdu) -> None:
 
 def _on_async(connection: Connection, pdu: Pdu) -> None:
     assert isinstance(pdu, AsyncMessage)
-    if not connection.take_status(pdu.stat_sn):
-        return
     session = connection.session
-    session.update_window(pdu.exp_cmd_sn, pdu.max_cmd_sn)
     session.counters.async_messages += 1
     event = pdu.event
     if event in (AsyncEventCode.SCSI_EVENT, AsyncEventCode.VENDOR_SPECIFIC):
@@ -165,10 +153,7 @@ def _ignore_text_end(_error: str) -> None:
 def _on_reject(connection: Connection, pdu: Pdu) -> None:
     """End the request whose header the Reject carries (RFC 3720 6.3, 10.17)."""
     assert isinstance(pdu, Reject)
-    if not connection.take_status(pdu.stat_sn):
-        return
     session = connection.session
-    session.update_window(pdu.exp_cmd_sn, pdu.max_cmd_sn)
     session.counters.rejects += 1
     if len(pdu.data) < 48:
         return
@@ -193,6 +178,19 @@ def _on_reject(connection: Connection, pdu: Pdu) -> None:
         request.on_done(why)
     elif isinstance(request, LogoutRequest):
         connection.lose(LossKind.LOGOUT, why)
+
+
+def handle_control(connection: Connection, pdu: Pdu) -> None:
+    """Take a PDU that is not data path: count it, take its window, and do what it asks."""
+    handler = CONTROL_HANDLERS.get(pdu.OPCODE)
+    if handler is None or not isinstance(pdu, NumberedPdu):
+        connection.protocol_error(f"opcode {pdu.OPCODE:#04x} is not for an initiator")
+        return
+    # A ping of the target's shows the next StatSN and does not use it (RFC 3720 10.19.2).
+    shown_only = isinstance(pdu, NopIn) and pdu.initiator_task_tag == RESERVED_TAG
+    if shown_only or connection.take_status(pdu.stat_sn):
+        connection.session.update_window(pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        handler(connection, pdu)
 
 
 CONTROL_HANDLERS: dict[int, Callable[[Connection, Pdu], None]] = {
