@@ -61,6 +61,15 @@ class RejectReason(enum.IntEnum):
     WAITING_FOR_LOGOUT = 0x0C
 
 
+class SnackKind(enum.IntEnum):
+    """Types of a SNACK Request (10.16.1)."""
+
+    DATA = 0
+    STATUS = 1
+    DATA_ACK = 2
+    R_DATA = 3
+
+
 class AsyncEvent(enum.IntEnum):
     """Events of an Asynchronous Message (10.9.1)."""
 
@@ -75,6 +84,7 @@ class AsyncEvent(enum.IntEnum):
 _TARGET = struct.Struct(">BBBBI8sIIIIIIII")
 _WORD = struct.Struct(">I")
 _HALF = struct.Struct(">H")
+_PAIR = struct.Struct(">II")
 
 
 def later(a: int, b: int) -> bool:
@@ -229,6 +239,11 @@ class Pdu:
         return self.bhs[37]
 
     @property
+    def run(self) -> tuple[int, int]:
+        """BegRun and RunLength of a SNACK."""
+        return self.word(40), self.word(44)
+
+    @property
     def cdb(self) -> bytes:
         """CDB of a SCSI Command, with what an Extended CDB header adds (10.2.2.3)."""
         return self.bhs[32:48] + extended_cdb(self.ahs)
@@ -313,6 +328,11 @@ def target_header(
         word40,
         word44,
     )
+
+
+def with_window(bhs: bytes, window: tuple[int, int]) -> bytes:
+    """Return the header of a PDU sent before with the ExpCmdSN and MaxCmdSN of now."""
+    return bhs[:28] + _PAIR.pack(*window) + bhs[36:]
 
 
 def padding(length: int) -> bytes:

@@ -74,8 +74,12 @@ class Config:
 
     `command_window` is in commands; `text_segment` and
     `login_segment` bound the text of one Text and Login Response in bytes; `offers` are keys
-    that the target offers of its own accord; `record_pdus` and `record_bytes` bound what is kept of
-    received PDUs (0 keeps none); `login_timeout` is in seconds.
+    that the target offers of its own accord; `data_ack` says whether Data-In PDUs ask for a DataACK
+    from recovery level 1 on (never, last: the last one, bursts: the last of every sequence);
+    `sequence_timeout` is how long data of an R2T is waited for, in seconds, before it is asked for
+    again; `keep_bytes` bounds the read data that a session keeps for SNACK; `announce_lost` lets an
+    Asynchronous Message tell of a lost connection at level 2; `record_pdus` and `record_bytes` bound
+    what is kept of received PDUs (0 keeps none); `login_timeout` is in seconds.
     """
 
     portals: list[PortalConfig] = field(default_factory=lambda: [PortalConfig()])
@@ -91,6 +95,10 @@ class Config:
     text_segment: int = 8192
     login_segment: int = 8192
     login_timeout: float = 15.0
+    data_ack: str = "never"
+    sequence_timeout: float = 2.0
+    keep_bytes: int = 64 << 20
+    announce_lost: bool = True
     record_pdus: int = 10000
     record_bytes: int = 64 << 20
 
@@ -100,6 +108,10 @@ class Config:
             raise ConfigError("portals: there is none")
         if self.command_window < 1:
             raise ConfigError("command_window: must be at least 1")
+        if self.data_ack not in ("never", "last", "bursts"):
+            raise ConfigError(f"data_ack: {self.data_ack!r} is none of never, last, bursts")
+        if self.sequence_timeout <= 0:
+            raise ConfigError("sequence_timeout: must be above 0")
         names = [target.name for target in self.targets]
         for name in names:
             if names.count(name) > 1:

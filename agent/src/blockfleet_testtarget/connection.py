@@ -7,7 +7,7 @@ import asyncio
 import struct
 from typing import TYPE_CHECKING
 
-from blockfleet_testtarget import codec, task_management
+from blockfleet_testtarget import codec, logout, snack, task_management
 from blockfleet_testtarget.codec import (
     FINAL,
     HEADER_LENGTH,
@@ -23,6 +23,8 @@ from blockfleet_testtarget.codec import (
 )
 from blockfleet_testtarget.keys import SEGMENT_DEFAULT
 from blockfleet_testtarget.login import Login
+from blockfleet_testtarget.recovery import RecoverableTask
+from blockfleet_testtarget.retention import StatusLog
 from blockfleet_testtarget.scsi.inquiry import lun_field
 from blockfleet_testtarget.stream import PduStream
 from blockfleet_testtarget.tasks import ProtocolError, Task
@@ -36,10 +38,15 @@ if TYPE_CHECKING:
     from blockfleet_testtarget.target import Portal, TestTarget
 
 
+STATSN_STEP = 0x10000
+
+
 class Connection(PduStream):
     """A connection of the target side, from the login to the logout.
 
-    `violations` lists what the initiator did against the RFC, also where the target goes on.
+    `violations` lists what the initiator did against the RFC, also where the target goes on. `log`
+    keeps the numbered responses at recovery level 1 and 2; `removed` says that no task belongs to
+    the connection any more; `announced` is Time2Wait and Time2Retain of an Asynchronous Message.
     """
 
     def __init__(self, endpoint: TestTarget, portal: Portal) -> None:
@@ -49,12 +56,15 @@ class Connection(PduStream):
         self.number = endpoint.next_connection_number()
         self.session: Session | None = None
         self.login: Login | None = Login(self)
-        self.cid = 0
+        self.cid = -1  # until the first Login Request
         self.initiator_name = ""
         self.target_name = ""
         self.statsn = endpoint.config.first_statsn
         self.acknowledged = self.statsn
         self.peer_segment = SEGMENT_DEFAULT
+        self.log: StatusLog | None = None
+        self.removed = False
+        self.announced: tuple[int, int] | None = None
         self.text = TextExchange(self)
         self.violations: list[str] = []
         self.pings: dict[int, float] = {}
@@ -80,6 +90,9 @@ class Connection(PduStream):
         self.endpoint.connection_closed(self)
         if self.session is not None:
             self.session.connection_lost(self)
+        acks, self._acks = self._acks, []
+        for _, callback in acks:
+            callback()
 
     def _login_overdue(self) -> None:
         if self.frozen:
@@ -104,21 +117,31 @@ class Connection(PduStream):
                 return
         try:
             if wrong_data:
-                self._data_digest_error(pdu)
+                self.digest_error("data digest is wrong")
+                self.data_lost(pdu)
             elif self.login is not None:
                 self.login.receive(pdu)
             else:
                 self._full_feature(pdu)
         except ProtocolError as error:
-            self.violation(str(error))
-            if error.reason is None:
-                self.close(str(error))
-            else:
-                self.reject(pdu, error.reason)
+            self._refuse(pdu, error)
 
-    def _data_digest_error(self, pdu: Pdu) -> None:
-        # Data that was lost ends its task; other PDUs are as if they had not come (6.7).
-        self.violation("data digest is wrong")
+    def _refuse(self, pdu: Pdu, error: ProtocolError) -> None:
+        self.violation(str(error))
+        if error.reason is None:
+            self.close(str(error))
+        else:
+            self.reject(pdu, error.reason, error.number)
+
+    def digest_error(self, text: str) -> None:
+        # Where digest errors are recovered from, they are what networks do.
+        if self.session is not None and self.session.level:
+            self.endpoint.note(f"connection {self.number}: {text}")
+        else:
+            self.violation(text)
+
+    def data_lost(self, pdu: Pdu) -> None:
+        """Drop a PDU with a wrong data digest: its task asks again or ends, others are as if not sent (6.7)."""
         self.reject(pdu, RejectReason.DATA_DIGEST)
         if pdu.opcode == Op.DATA_OUT and self.session is not None:
             self._data_out(self.session, pdu, lost=True)
@@ -128,6 +151,11 @@ class Connection(PduStream):
         self.endpoint.violations.append(f"connection {self.number}: {text}")
 
     # ---- sending
+
+    def number_apart(self) -> None:
+        """Begin with a StatSN that no other connection of the session is near: each counts its own (3.2.2.2)."""
+        self.statsn = (self.statsn + STATSN_STEP * self.number) & MASK32
+        self.acknowledged = self.statsn
 
     def take_statsn(self) -> int:
         """Return the StatSN of the next response and advance it."""
@@ -143,6 +171,12 @@ class Connection(PduStream):
         else:
             self.queue(bhs, data)
 
+    def send_status(self, bhs: bytes, data: bytes | memoryview = b"", task: RecoverableTask | None = None) -> None:
+        """Send a numbered response, which is kept until acknowledged where the recovery level wants it."""
+        if self.log is not None:
+            self.log.keep(bhs, data, task)
+        self.send(bhs, data)
+
     def tell_window(self) -> None:
         """Send a NOP-In that carries the present window and wants no answer."""
         self.send(target_header(Op.NOP_IN, ttt=NO_TAG, statsn=self.statsn, window=self.window()))
@@ -153,12 +187,17 @@ class Connection(PduStream):
             return 0, 0
         return self.session.expcmdsn, self.session.max_cmdsn()
 
-    def reject(self, pdu: Pdu, reason: int) -> None:
-        """Send a Reject with the header of a PDU (10.17)."""
+    def reject(self, pdu: Pdu, reason: int, number: int = 0) -> None:
+        """Send a Reject with the header of a PDU (10.17), and a DataSN or R2TSN where it is one to a SNACK."""
         header = target_header(
-            Op.REJECT, byte2=reason, length=HEADER_LENGTH, statsn=self.take_statsn(), window=self.window()
+            Op.REJECT,
+            byte2=reason,
+            length=HEADER_LENGTH,
+            statsn=self.take_statsn(),
+            window=self.window(),
+            word36=number,
         )
-        self.send(header, pdu.bhs)
+        self.send_status(header, pdu.bhs)
 
     def ping(self, lun: bytes = codec.NO_LUN) -> int:
         """Send a NOP-In that wants an answer; return its tag."""
@@ -190,7 +229,11 @@ class Connection(PduStream):
             word40=parameters[1] << 16 | parameters[2],
             window=self.window(),
         )
-        self.send(header, data)
+        self.send_status(header, data)
+        if self.session is not None and event in (AsyncEvent.DROP_CONNECTION, AsyncEvent.DROP_SESSION):
+            for other in self.session.connections.values():
+                if event == AsyncEvent.DROP_SESSION or other.cid == parameters[0]:
+                    other.announced = (parameters[1], parameters[2])
 
     # ---- full feature phase
 
@@ -201,6 +244,14 @@ class Connection(PduStream):
             self._timer.cancel()
         self.session = session
         self.own_segment = segment
+        if session.retention is not None:
+            self.log = StatusLog(session.retention)
+            self.skips_headers = True
+
+    @property
+    def operational(self) -> bool:
+        """Whether tasks can go on here: in full feature phase, and neither gone nor logged out."""
+        return self.session is not None and self.writable and not self.removed
 
     def when_acknowledged(self, callback: Callable[[], None]) -> None:
         """Call back when all status sent so far is acknowledged, asking for it by a NOP-In."""
@@ -210,12 +261,15 @@ class Connection(PduStream):
         self._acks.append((self.statsn, callback))
         self.ping()
 
-    def _acknowledge(self, expstatsn: int) -> None:
+    def acknowledge(self, expstatsn: int) -> None:
+        """Take an ExpStatSN: what was sent before it has come."""
         if later(expstatsn, self.statsn):
             self.violation(f"ExpStatSN {expstatsn} acknowledges what was not sent ({self.statsn} is next)")
             return
         if later(expstatsn, self.acknowledged):
             self.acknowledged = expstatsn
+            if self.log is not None:
+                self.log.acknowledge(expstatsn)
         if self._acks:
             due = [callback for statsn, callback in self._acks if not later(statsn, self.acknowledged)]
             self._acks = [entry for entry in self._acks if later(entry[0], self.acknowledged)]
@@ -227,7 +281,10 @@ class Connection(PduStream):
         if session is None:
             raise ProtocolError("PDU outside of a session")
         opcode = pdu.opcode
-        self._acknowledge(pdu.expstatsn)
+        if opcode == Op.LOGOUT_REQUEST:
+            logout.acknowledge(self, session, pdu)
+        else:
+            self.acknowledge(pdu.expstatsn)
         if opcode == Op.DATA_OUT:
             self._data_out(session, pdu)
         elif opcode in _NUMBERED:
@@ -235,7 +292,9 @@ class Connection(PduStream):
                 raise ProtocolError("request not allowed in a discovery session", RejectReason.PROTOCOL_ERROR)
             session.receive(self, pdu)
         elif opcode == Op.SNACK:
-            raise ProtocolError("SNACK at recovery level 0", RejectReason.SNACK)
+            if not session.level:
+                raise ProtocolError("SNACK at recovery level 0", RejectReason.SNACK)
+            snack.serve(self, session, pdu)
         else:
             raise ProtocolError(f"opcode {opcode:#04x}", RejectReason.NOT_SUPPORTED)
 
@@ -243,10 +302,17 @@ class Connection(PduStream):
         """Act on a request whose turn has come."""
         _NUMBERED[pdu.opcode](self, pdu)
 
+    def deliver_late(self, pdu: Pdu) -> None:
+        """Act on a request that waited, in its own name."""
+        try:
+            self.deliver(pdu)
+        except ProtocolError as error:
+            self._refuse(pdu, error)
+
     def _data_out(self, session: Session, pdu: Pdu, *, lost: bool = False) -> None:
         if pdu.ttt == NO_TAG:
             task = session.tasks.get(pdu.itt)
-            if task is not None:
+            if task is not None and task.connection is self:
                 task.unsolicited_data(pdu, lost=lost)
             elif not self._stray(pdu):
                 raise ProtocolError("Data-Out for no task", RejectReason.INVALID_FIELD)
@@ -256,13 +322,19 @@ class Connection(PduStream):
             if not self._stray(pdu):
                 raise ProtocolError(f"Data-Out for tag {pdu.ttt:#x}", RejectReason.INVALID_FIELD)
             return
+        if transfer.task.connection is not self:
+            raise ProtocolError("Data-Out on another connection than its command", RejectReason.INVALID_FIELD)
         if transfer.task.itt != pdu.itt:
             raise ProtocolError("Data-Out with the tags of two tasks", RejectReason.INVALID_FIELD)
         transfer.task.solicited_data(transfer, pdu, lost=lost)
 
     def _stray(self, pdu: Pdu) -> bool:
         # Data of a task that was aborted, reset or answered early may still be on its way.
-        return self.session is not None and pdu.itt in self.session.ended
+        if self.session is None:
+            return False
+        task = self.session.find_task(pdu.itt)
+        known = isinstance(task, RecoverableTask) and (pdu.ttt in task.dead or task.given_up)
+        return known or pdu.itt in self.session.ended
 
     def _scsi_command(self, pdu: Pdu) -> None:
         self.make_task(pdu).start(pdu.data)
@@ -284,7 +356,7 @@ class Connection(PduStream):
                 raise ProtocolError("more immediate data than FirstBurstLength or the expected length")
         elif not flags & FINAL:
             raise ProtocolError("F and W are both 0", RejectReason.INVALID_FIELD)
-        task = Task(session, self, pdu)
+        task = session.task_type(session, self, pdu)
         session.add_task(task)
         return task
 
@@ -305,7 +377,7 @@ class Connection(PduStream):
             statsn=self.take_statsn(),
             window=self.window(),
         )
-        self.send(header, data)
+        self.send_status(header, data)
 
     def _task_request(self, pdu: Pdu) -> None:
         if self.session is not None:
@@ -315,37 +387,8 @@ class Connection(PduStream):
         self.text.receive(pdu)
 
     def _logout(self, pdu: Pdu) -> None:
-        session, reason = self.session, pdu.flags & 0x7F
-        if session is None:
-            return
-        closing: list[Connection] = []
-        answer = 0
-        if reason == 0:
-            closing = [other for other in session.connections.values() if other is not self]
-        elif reason == 1:
-            victim = session.connections.get(pdu.cid)
-            answer = 0 if victim is not None else 1
-            if victim is not None and victim is not self:
-                closing = [victim]
-        else:
-            answer = 2
-        for task in list(session.tasks.values()):
-            if reason == 0 or (reason == 1 and task.connection.cid == pdu.cid):
-                task.aborted = True
-                task.finish()
-        header = target_header(
-            Op.LOGOUT_RESPONSE,
-            byte2=answer,
-            itt=pdu.itt,
-            statsn=self.take_statsn(),
-            word40=session.values["DefaultTime2Wait"] << 16 | session.values["DefaultTime2Retain"],
-            window=self.window(),
-        )
-        self.send(header)
-        for other in closing:
-            other.close("logged out on another connection")
-        if answer == 0 and (reason == 0 or pdu.cid == self.cid):
-            self.close("logged out")
+        if self.session is not None:
+            logout.log_out(self, self.session, pdu)
 
 
 _NUMBERED: dict[int, Callable[[Connection, Pdu], None]] = {

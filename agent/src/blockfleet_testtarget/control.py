@@ -109,6 +109,12 @@ def _status(target: TestTarget, request: dict[str, Any]) -> dict[str, Any]:
                 "group": session.nexus.port.group_tag,
                 "connections": sorted(session.connections),
                 "tasks": len(session.tasks),
+                "level": session.level,
+                "departed": [
+                    {"cid": one.connection.cid, "logged_out": one.logged_out} for one in session.cleanup.departures
+                ]
+                if session.cleanup is not None
+                else [],
             }
             for session in target.sessions
         ],

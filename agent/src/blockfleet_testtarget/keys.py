@@ -163,8 +163,6 @@ def checked_wishes(changes: Mapping[str, str]) -> dict[str, str]:
             parse_number(value, 512, (1 << 24) - 1)
         else:
             raise TextError(f"{name} is no key that a target can set")
-    if int(wishes["ErrorRecoveryLevel"]):
-        raise TextError("ErrorRecoveryLevel: this target recovers at level 0 only")
     if wishes["OFMarker"] == "Yes" or wishes["IFMarker"] == "Yes":
         raise TextError("OFMarker, IFMarker: this target has no markers")
     return wishes
@@ -227,8 +225,15 @@ class Negotiation:
             result = min(result, SETTLED[limit].parse(self.wishes[limit]))
             if limit in self.declared:
                 result = min(result, self.values[limit])
+        if name == "MaxOutstandingR2T" and self.wishes["ErrorRecoveryLevel"] != "0" and self._sequences_in_order():
+            result = 1
         self.values[name] = result
         return rule.show(result)
+
+    def _sequences_in_order(self) -> bool:
+        # 12.19: with recovery only the last R2T may be retried, so there must be one at a time. A
+        # key that has not come yet counts as its default.
+        return self.wishes["DataSequenceInOrder"] == "Yes" or bool(self.values["DataSequenceInOrder"])
 
     def _irrelevant(self, name: str, rule: Numeric | Boolean) -> bool:
         if self.discovery:

@@ -149,6 +149,8 @@ class Login:
         if not pdu.immediate:
             self.connection.violation("Login Request without the I bit")
         self.connection.cid = pdu.cid
+        if pdu.tsih:
+            self.connection.number_apart()
         self.stage = pdu.current_stage
         if pdu.bhs[3] > 0:
             raise LoginRefusedError(LoginStatus.VERSION, f"version {pdu.bhs[3]} is the lowest offered")
@@ -373,7 +375,7 @@ class Login:
         negotiation.settle()
         session = self.joining or self._new_session(negotiation)
         if self.joining is not None:
-            self._replace_connection(self.joining)
+            self.joining.replace_connection(connection, self.first.expstatsn if self.first is not None else 0)
         self._send(pdu, part, flags=self._grant, tsih=session.tsih)
         session.add_connection(connection)
         connection.header_digest = negotiation.digests["HeaderDigest"] != NONE
@@ -381,12 +383,6 @@ class Login:
         connection.peer_segment = negotiation.peer_segment
         connection.enter_full_feature(session, int(negotiation.wishes[SEGMENT_LIMIT]))
         connection.endpoint.note(f"login of {connection.initiator_name} to {connection.target_name or 'discovery'}")
-
-    def _replace_connection(self, session: Session) -> None:
-        old = session.connections.pop(self.connection.cid, None)
-        if old is not None:
-            session.end_tasks_of(old)
-            old.close("connection reinstated")
 
     def _new_session(self, negotiation: Negotiation) -> Session:
         connection, first = self.connection, self.first

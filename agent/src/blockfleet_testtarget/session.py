@@ -7,10 +7,13 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
+from blockfleet_testtarget.cleanup import Cleanup
 from blockfleet_testtarget.codec import MASK32, Op, Pdu, later
+from blockfleet_testtarget.recovery import RecoverableTask
+from blockfleet_testtarget.retention import Retention
 from blockfleet_testtarget.scsi import sense as conditions
 from blockfleet_testtarget.scsi.nexus import Nexus
-from blockfleet_testtarget.tasks import Task, Transfer
+from blockfleet_testtarget.tasks import ProtocolError, Task, Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +31,8 @@ class Session:
 
     Commands wait in `waiting` until every command with a lower CmdSN has arrived, whichever
     connection brings it. `tasks` is by Initiator Task Tag, `transfers` by Target Transfer Tag.
+    `level` is the error recovery level; `retention` is there from level 1 on, `cleanup` at level 2.
+    `managing` are the tags of task management functions under way.
     """
 
     def __init__(
@@ -43,6 +48,12 @@ class Session:
         self.transfers: dict[int, Transfer] = {}
         self.waiting: dict[int, tuple[Connection | None, Callable[[], None]]] = {}
         self.ended: deque[int] = deque(maxlen=ENDED_LIMIT)
+        self.level = values["ErrorRecoveryLevel"]
+        self.task_type: type[Task] = RecoverableTask if self.level else Task
+        self.retention = Retention(endpoint.config.keep_bytes) if self.level else None
+        self.cleanup = Cleanup(self) if self.level == 2 else None
+        self.logout_times: tuple[int, int] | None = None
+        self.managing: set[int] = set()
         self.expcmdsn = 0
         self.window = endpoint.config.command_window
         self.frozen = False
@@ -85,11 +96,16 @@ class Session:
             return
         cmdsn = pdu.cmdsn
         if later(self.expcmdsn, cmdsn) or later(cmdsn, self._max_sent) or cmdsn in self.waiting:
-            connection.violation(f"CmdSN {cmdsn} is outside {self.expcmdsn} to {self._max_sent} or a duplicate")
+            self._ignore(connection, pdu)
             return
         if cmdsn == self.expcmdsn:
             self.expcmdsn = (cmdsn + 1) & MASK32
-            connection.deliver(pdu)
+            try:
+                connection.deliver(pdu)
+            except ProtocolError as error:
+                if self.level and error.reason is not None:
+                    self.expcmdsn = cmdsn  # a rejected command leaves a gap (6.3)
+                raise
             self._catch_up()
             return
         if pdu.opcode == Op.SCSI_COMMAND:
@@ -98,7 +114,24 @@ class Session:
                 task.store(0, pdu.data)
             self.waiting[cmdsn] = (connection, task.start)
         else:
-            self.waiting[cmdsn] = (connection, partial(connection.deliver, pdu.detach()))
+            self.waiting[cmdsn] = (connection, partial(connection.deliver_late, pdu.detach()))
+
+    def _ignore(self, connection: Connection, pdu: Pdu) -> None:
+        cmdsn = pdu.cmdsn
+        if self.level and self._is_retry(pdu):
+            self.endpoint.note(f"retry of CmdSN {cmdsn} on connection {connection.number} ignored")
+            return
+        connection.violation(f"CmdSN {cmdsn} is outside {self.expcmdsn} to {self._max_sent} or a duplicate")
+
+    def _is_retry(self, pdu: Pdu) -> bool:
+        # "Testing for the execution state (represented by identifying the Initiator Task Tag)" (3.2.2.1)
+        task = self.find_task(pdu.itt)
+        if task is not None:
+            return task.cmdsn == pdu.cmdsn and task.cdb == pdu.cdb
+        if pdu.cmdsn in self.waiting or self.is_other_task(pdu.itt):
+            return True
+        logs = [connection.log for connection in self.connections.values()]
+        return any(log is not None and log.answers(pdu.itt) for log in logs)
 
     def skip(self, cmdsn: int) -> None:
         """Count a CmdSN as received though its command never came."""
@@ -126,6 +159,17 @@ class Session:
         for callback in callbacks:
             callback()
 
+    def find_task(self, itt: int) -> Task | None:
+        """Return the task with a tag: one in progress, or one that is kept until it is acknowledged."""
+        task = self.tasks.get(itt)
+        if task is None and self.retention is not None:
+            return self.retention.tasks.get(itt)
+        return task
+
+    def is_other_task(self, itt: int) -> bool:
+        """Whether a tag is that of a task management function or a text exchange under way."""
+        return itt in self.managing or any(each.text.is_open(itt) for each in self.connections.values())
+
     def tasks_of(self, lun: int | None = None) -> list[Task]:
         """Return the tasks of one LUN, or all."""
         return [task for task in self.tasks.values() if lun is None or task.lun == lun]
@@ -136,23 +180,97 @@ class Session:
         """Let a logged-in connection carry the session."""
         self.connections[connection.cid] = connection
 
-    def connection_lost(self, connection: Connection) -> None:
-        """A connection is gone. At recovery level 0 its tasks end, and the session with the last one."""
-        if self.closed:
-            return
+    def remove_connection(self, connection: Connection) -> None:
+        """Let a connection no longer carry the session."""
         if self.connections.get(connection.cid) is connection:
             del self.connections[connection.cid]
-        self.end_tasks_of(connection)
-        if not self.connections:
-            self.close()
+
+    def connection_of(self, cid: int) -> Connection | None:
+        """Return the connection with a CID: one that is there, or one that waits for its logout."""
+        connection = self.connections.get(cid)
+        if connection is None and self.cleanup is not None:
+            departure = self.cleanup.find(cid)
+            return departure.connection if departure is not None else None
+        return connection
+
+    def connection_lost(self, connection: Connection) -> None:
+        """A connection is gone. Below recovery level 2 its tasks end, and the session with the last one."""
+        if self.closed:
+            return
+        self.remove_connection(connection)
+        if connection.removed:
+            pass
+        elif self.cleanup is not None:
+            self.cleanup.failed(connection)
+        else:
+            self.end_tasks_of(connection)
+        self.close_if_empty("last connection lost")
+
+    def close_if_empty(self, cause: str) -> None:
+        """End the session when it has no connection and waits for none."""
+        if not self.connections and (self.cleanup is None or not self.cleanup.departures):
+            self.close(cause=cause)
+
+    def replace_connection(self, connection: Connection, expstatsn: int) -> None:
+        """A login brings a CID anew: the connection that had it is logged out implicitly (5.3.4, 10.14).
+
+        `expstatsn` is what the first Login Request says of the old connection (10.12.9).
+        """
+        old = self.connection_of(connection.cid)
+        if old is None:
+            return
+        self.remove_connection(old)
+        if self.cleanup is None:
+            old.removed = True
+            self.end_tasks_of(old)
+        else:
+            departure = self.cleanup.of(old)
+            if departure is not None and self.cleanup.early(departure):
+                connection.violation(f"login with CID {old.cid} before Time2Wait has passed")
+            if not later(expstatsn, old.statsn):
+                old.acknowledge(expstatsn)
+            self.cleanup.log_out(old, old.announced or self.default_times, wait_again=False)
+        old.close("connection reinstated")
+
+    @property
+    def default_times(self) -> tuple[int, int]:
+        """DefaultTime2Wait and DefaultTime2Retain, in seconds."""
+        return self.values["DefaultTime2Wait"], self.values["DefaultTime2Retain"]
+
+    def suspend_tasks(self, connection: Connection) -> None:
+        """Stop the transfers of the tasks that are allegiant to a connection."""
+        for task in self.tasks_of_connection(connection):
+            if isinstance(task, RecoverableTask):
+                task.suspend()
+
+    def tasks_of_connection(self, connection: Connection) -> list[Task]:
+        """Return the tasks in progress that are allegiant to a connection."""
+        return [task for task in self.tasks.values() if task.connection is connection]
+
+    def discard_waiting(self, connection: Connection) -> None:
+        """Forget what a connection brought that was not delivered; its CmdSNs are gaps again."""
+        for cmdsn in [sn for sn, (owner, _) in self.waiting.items() if owner is connection]:
+            del self.waiting[cmdsn]
+        for task in self.tasks_of_connection(connection):
+            if not task.started:
+                self._terminate(task)
 
     def end_tasks_of(self, connection: Connection) -> None:
         """End the tasks that are allegiant to a connection, without an answer."""
-        for task in list(self.tasks.values()):
-            if task.connection is connection:
-                self._terminate(task)
-        for cmdsn in [sn for sn, (owner, _) in self.waiting.items() if owner is connection]:
-            del self.waiting[cmdsn]
+        self.discard_waiting(connection)
+        self.end_tasks(self.tasks_of_connection(connection))
+        if self.retention is not None:
+            for kept in [task for task in self.retention.tasks.values() if task.connection is connection]:
+                self.retention.release(kept)
+
+    def end_tasks(self, tasks: list[Task]) -> None:
+        """End tasks without an answer; the initiator is told by 47/7F if the session lives on (6.5)."""
+        for lun in {task.lun for task in tasks}:
+            unit = self.node.luns.get(lun) if self.node is not None else None
+            if unit is not None:
+                unit.attention_for(self.nexus, conditions.CLEARED_BY_ISCSI)
+        for task in tasks:
+            self._terminate(task)
 
     def _terminate(self, task: Task) -> None:
         task.aborted = True
@@ -166,6 +284,8 @@ class Session:
         for task in list(self.tasks.values()):
             self._terminate(task)
         self.waiting.clear()
+        if self.cleanup is not None:
+            self.cleanup.close()
         for connection in list(self.connections.values()):
             connection.close(cause or "session closed")
         self.connections.clear()

@@ -26,13 +26,16 @@ class PduStream(asyncio.BufferedProtocol):
     """The lower half of a connection. What goes wrong closes it, with the cause in `cause`.
 
     `own_segment` bounds received data segments; `header_digest` and `data_digest` say whether both
-    directions carry them. `delay` (seconds) and `drip` (bytes, seconds) slow sending down.
+    directions carry them; `skips_headers` that a PDU with a wrong header digest is dropped where the
+    next one can be found, and does not end the connection. `delay` (seconds) and `drip` (bytes,
+    seconds) slow sending down.
     """
 
     def __init__(self) -> None:
         self.own_segment = LOGIN_SEGMENT_LIMIT
         self.header_digest = False
         self.data_digest = False
+        self.skips_headers = False
         self.cause = ""
         self.frozen = False
         self.delay = 0.0
@@ -42,6 +45,7 @@ class PduStream(asyncio.BufferedProtocol):
         self._view = memoryview(self._buffer)
         self._start = 0
         self._end = 0
+        self._doubtful = False
         self._out: list[bytes | memoryview] = []
         self._flush_due = False
         self._held: deque[tuple[float, bytes]] = deque()
@@ -63,6 +67,10 @@ class PduStream(asyncio.BufferedProtocol):
     @abstractmethod
     def violation(self, text: str) -> None:
         """The initiator did something that it must not do."""
+
+    def digest_error(self, text: str) -> None:
+        """A digest was wrong."""
+        self.violation(text)
 
     # ---- transport
 
@@ -167,11 +175,13 @@ class PduStream(asyncio.BufferedProtocol):
         start = self._start
         lengths = _LENGTHS.unpack_from(self._buffer, start + 4)[0]
         ahs_length, data_length = (lengths >> 24) * 4, lengths & 0xFFFFFF
+        header_end = start + HEADER_LENGTH + ahs_length
+        if self._doubtful and not self._confirmed(header_end):
+            return False
         if data_length > self.own_segment:
             self.violation(f"data segment of {data_length} bytes where {self.own_segment} is the limit")
             self.close("data segment too long")
             return False
-        header_end = start + HEADER_LENGTH + ahs_length
         data_start = header_end + (DIGEST_LENGTH if self.header_digest else 0)
         data_end = data_start + data_length
         padded_end = data_end + (-data_length & 3)
@@ -181,9 +191,7 @@ class PduStream(asyncio.BufferedProtocol):
             return False
         view = self._view
         if self.header_digest and _DIGEST.unpack_from(view, header_end)[0] != crc32c(view[start:header_end]):
-            self.violation("header digest is wrong")
-            self.close("header digest error")
-            return False
+            return self._bad_header(end)
         bhs = bytes(view[start : start + HEADER_LENGTH])
         ahs = bytes(view[start + HEADER_LENGTH : header_end]) if ahs_length else b""
         pdu = Pdu(bhs, view[data_start:data_end], ahs)
@@ -194,6 +202,27 @@ class PduStream(asyncio.BufferedProtocol):
         )
         self._start = end
         self.pdu_received(pdu, wrong_data=wrong_data)
+        return True
+
+    def _bad_header(self, end: int) -> bool:
+        self.digest_error("header digest is wrong")
+        if not self.skips_headers:
+            self.close("header digest error")
+            return False
+        self._doubtful = True
+        self._start = end
+        return True
+
+    def _confirmed(self, header_end: int) -> bool:
+        # The length of a bad header may be what is wrong in it, so that the place of the next PDU is
+        # believed only when a good header is found there (6.7).
+        if header_end + DIGEST_LENGTH > self._end:
+            return False
+        view = self._view
+        if _DIGEST.unpack_from(view, header_end)[0] != crc32c(view[self._start : header_end]):
+            self.close("header digest error, and no header follows")
+            return False
+        self._doubtful = False
         return True
 
     # ---- sending

@@ -132,6 +132,8 @@ class TestTarget:
         if self.connections:
             self._idle.clear()
             await self._idle.wait()
+        for session in list(self.sessions):
+            session.close(cause="target stopped")
         for unit in self.units.values():
             unit.backing.close()
         for error in background:
@@ -326,6 +328,14 @@ class TestTarget:
                 self.prune()
                 return result
         return None
+
+    def gives_up(self, task: Task) -> bool:
+        """Whether an armed fault wants data of a task that was lost not to be asked for again."""
+        for fault in self.faults:
+            if fault.recovering(task):
+                self.prune()
+                return True
+        return False
 
     def taken_over(self, task: Task) -> bool:
         """Whether an armed fault took over a task that was about to run."""

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING
 
-from blockfleet_testtarget.codec import Op, Pdu, later, target_header
+from blockfleet_testtarget.codec import Pdu, later
+from blockfleet_testtarget.reassign import reassign
 from blockfleet_testtarget.scsi import sense as conditions
 from blockfleet_testtarget.scsi.inquiry import lun_number
+from blockfleet_testtarget.task_responses import Answer, Function, respond
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,32 +18,6 @@ if TYPE_CHECKING:
     from blockfleet_testtarget.scsi.unit import LogicalUnit
     from blockfleet_testtarget.session import Session
     from blockfleet_testtarget.tasks import Task
-
-
-class Function(enum.IntEnum):
-    """Functions (10.5.1)."""
-
-    ABORT_TASK = 1
-    ABORT_TASK_SET = 2
-    CLEAR_ACA = 3
-    CLEAR_TASK_SET = 4
-    LOGICAL_UNIT_RESET = 5
-    TARGET_WARM_RESET = 6
-    TARGET_COLD_RESET = 7
-    TASK_REASSIGN = 8
-
-
-class Answer(enum.IntEnum):
-    """Responses (10.6.1)."""
-
-    COMPLETE = 0
-    NO_TASK = 1
-    NO_LUN = 2
-    STILL_ALLEGIANT = 3
-    NO_REASSIGNMENT = 4
-    NOT_SUPPORTED = 5
-    NOT_AUTHORIZED = 6
-    REJECTED = 255
 
 
 NEEDS_LUN = frozenset({Function.ABORT_TASK_SET, Function.CLEAR_TASK_SET, Function.LOGICAL_UNIT_RESET})
@@ -57,27 +32,24 @@ def carry_out(connection: Connection, session: Session, pdu: Pdu) -> None:
         return
     action = _ACTIONS.get(function)
     if action is None:
-        respond(connection, pdu.itt, _REFUSED.get(function, Answer.NOT_SUPPORTED))
+        respond(connection, pdu.itt, Answer.NOT_SUPPORTED)
         return
     action(connection, session, pdu, lun)
-
-
-def respond(connection: Connection, itt: int, answer: int) -> None:
-    """Send a task management response."""
-    if not connection.writable:
-        return
-    header = target_header(
-        Op.TASK_RESPONSE, byte2=answer, itt=itt, statsn=connection.take_statsn(), window=connection.window()
-    )
-    connection.send(header)
 
 
 def _abort_task(connection: Connection, session: Session, pdu: Pdu, lun: int) -> None:
     del lun
     task = session.tasks.get(pdu.ttt)
     if task is not None:
+        if task.connection is not connection and task.connection.operational:
+            connection.violation("ABORT TASK on another connection than that of the task")
         task.aborted = True
         task.finish()
+        respond(connection, pdu.itt, Answer.COMPLETE)
+        return
+    ended = session.retention.tasks.get(pdu.ttt) if session.retention is not None else None
+    if ended is not None and ended.suspended:
+        ended.conclude(connection)  # its status comes first (10.5.1)
         respond(connection, pdu.itt, Answer.COMPLETE)
         return
     # The command may have been lost: its CmdSN then counts as received (10.6.1 b).
@@ -103,19 +75,34 @@ def _clear_set(connection: Connection, session: Session, pdu: Pdu, lun: int) -> 
 
 def _end_tasks(connection: Connection, itt: int, tasks: list[Task]) -> None:
     # 10.6.2: all tags answered first, then all status acknowledged, then the response.
+    session = connection.session
     remaining = len(tasks)
+    unconfirmed = 0
 
     def confirmed() -> None:
-        respond(connection, itt, Answer.COMPLETE)
+        nonlocal unconfirmed
+        unconfirmed -= 1
+        if not unconfirmed and session is not None:
+            session.managing.discard(itt)
+            respond(connection, itt, Answer.COMPLETE)
+
+    def confirm() -> None:
+        nonlocal unconfirmed
+        connections = list(session.connections.values()) if session is not None else []
+        unconfirmed = len(connections)
+        for each in connections:
+            each.when_acknowledged(confirmed)
 
     def drained() -> None:
         nonlocal remaining
         remaining -= 1
         if not remaining:
-            connection.when_acknowledged(confirmed)
+            confirm()
 
+    if session is not None:
+        session.managing.add(itt)
     if not tasks:
-        connection.when_acknowledged(confirmed)
+        confirm()
     for task in tasks:
         task.on_drained.append(drained)
         task.abort()
@@ -170,5 +157,5 @@ _ACTIONS: dict[int, Callable[[Connection, Session, Pdu, int], None]] = {
     Function.LOGICAL_UNIT_RESET: _unit_reset,
     Function.TARGET_WARM_RESET: _warm_reset,
     Function.TARGET_COLD_RESET: _cold_reset,
+    Function.TASK_REASSIGN: reassign,
 }
-_REFUSED: dict[int, Answer] = {Function.TASK_REASSIGN: Answer.NO_REASSIGNMENT}

@@ -35,25 +35,31 @@ if TYPE_CHECKING:
     from blockfleet_testtarget.session import Session
 
 _DATA_IN = struct.Struct(">BBBBI8sIIIIIIII")
-_WITH_STATUS = frozenset({Status.GOOD, Status.CONDITION_MET})
+WITH_STATUS = frozenset({Status.GOOD, Status.CONDITION_MET})
 
 
 class ProtocolError(Exception):
-    """The initiator broke the protocol; `reason` is that of a Reject, or None to drop the connection."""
+    """The initiator broke the protocol; `reason` is that of a Reject, or None to drop the connection.
 
-    def __init__(self, cause: str, reason: int | None = None) -> None:
+    `number` is the next DataSN or R2TSN of the task that a SNACK is about (10.17.2).
+    """
+
+    def __init__(self, cause: str, reason: int | None = None, number: int = 0) -> None:
         super().__init__(cause)
         self.reason = reason
+        self.number = number
 
 
 class Transfer:
     """One R2T that waits for its data."""
 
-    __slots__ = ("datasn", "end", "next", "task", "ttt")
+    __slots__ = ("datasn", "end", "next", "r2tsn", "start", "task", "ttt")
 
     def __init__(self, task: Task, ttt: int, start: int, end: int) -> None:
         self.task = task
         self.ttt = ttt
+        self.r2tsn = task.r2tsn
+        self.start = start
         self.next = start
         self.end = end
         self.datasn = 0
@@ -233,7 +239,7 @@ class Task:
         self.proceed()
 
     def proceed(self) -> None:
-        """Ask for the data that is missing, or run when nothing is."""
+        """Ask for the data that has not come, or run when all is there."""
         if self.unsolicited or self.done:
             return
         if self.aborted or self.outcome is not None:
@@ -254,10 +260,16 @@ class Task:
             self.run()
 
     def _ask(self, start: int, end: int) -> None:
-        connection, session = self.connection, self.session
+        session = self.session
         transfer = Transfer(self, session.new_tag(), start, end)
         self.transfers[transfer.ttt] = transfer
         session.transfers[transfer.ttt] = transfer
+        self.r2tsn += 1
+        self.send_r2t(transfer)
+
+    def send_r2t(self, transfer: Transfer) -> None:
+        """Send the R2T of a transfer."""
+        connection = self.connection
         header = target_header(
             Op.R2T,
             lun=self.lun_field,
@@ -265,11 +277,10 @@ class Task:
             ttt=transfer.ttt,
             statsn=connection.statsn,
             window=connection.window(),
-            word36=self.r2tsn,
-            word40=start,
-            word44=end - start,
+            word36=transfer.r2tsn,
+            word40=transfer.start,
+            word44=transfer.end - transfer.start,
         )
-        self.r2tsn += 1
         connection.send(header)
 
     def run(self) -> None:
@@ -321,12 +332,13 @@ class Task:
         self.finish()
         if not self.connection.writable:
             return
-        if result.data and self.flags & READ and self.expected and result.status in _WITH_STATUS:
+        if result.data and self.flags & READ and self.expected and result.status in WITH_STATUS:
             self._send_data(result)
         else:
             self._send_response(result, len(result.data))
 
-    def _residual(self, length: int) -> tuple[int, int]:
+    def residual(self, length: int) -> tuple[int, int]:
+        """Return the U or O flag, and the residual count, when `length` bytes were there to move."""
         if length < self.expected:
             return UNDERFLOW, self.expected - length
         if length > self.expected:
@@ -346,7 +358,7 @@ class Task:
             flags = FINAL if end == length or end % burst == 0 else 0
             statsn = residual = status = 0
             if end == length and in_data:
-                more, residual = self._residual(total)
+                more, residual = self.residual(total)
                 flags |= STATUS | more
                 status = result.status
                 statsn = connection.take_statsn()
@@ -374,26 +386,31 @@ class Task:
 
     def _send_response(self, result: Result, length: int) -> None:
         connection = self.connection
+        connection.send(*self.response(result, length, connection.take_statsn()))
+
+    def response(self, result: Result, length: int, statsn: int, snack_tag: int = 0) -> tuple[bytes, bytes]:
+        """Return the header and the data of the SCSI Response (10.4)."""
         data = b""
         if result.sense is not None:
             sense = result.sense.fixed()
             data = struct.pack(">H", len(sense)) + sense
-        if result.status not in _WITH_STATUS:
+        if result.status not in WITH_STATUS:
             moved = 0
         elif self.command is not None and self.command.out is not None:
             moved = self.needed
         else:
             moved = length
-        flags, residual = self._residual(moved)
+        flags, residual = self.residual(moved)
         header = target_header(
             Op.SCSI_RESPONSE,
             flags=FINAL | flags,
             byte3=result.status,
             length=len(data),
             itt=self.itt,
-            statsn=connection.take_statsn(),
-            window=connection.window(),
+            ttt=snack_tag,
+            statsn=statsn,
+            window=self.connection.window(),
             word36=self.datasn + self.r2tsn if self.datasn else 0,
             word44=residual,
         )
-        connection.send(header, data)
+        return header, data

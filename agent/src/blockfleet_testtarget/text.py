@@ -33,6 +33,10 @@ class TextExchange:
         self._tag = NO_TAG
         self._itt = NO_TAG
 
+    def is_open(self, itt: int) -> bool:
+        """Whether an exchange with this tag is under way."""
+        return self._tag != NO_TAG and self._itt == itt
+
     def receive(self, pdu: Pdu) -> None:
         """Take a Text Request; raises ProtocolError."""
         if pdu.ttt == NO_TAG:
@@ -85,7 +89,7 @@ class TextExchange:
             statsn=connection.take_statsn(),
             window=connection.window(),
         )
-        connection.send(header, data)
+        connection.send_status(header, data)
 
     def _answers(self, pairs: Pairs) -> Pairs:
         answers: Pairs = []

@@ -23,8 +23,8 @@ class Fault:
     """Base of all faults.
 
     `times` is how often it strikes before it disarms itself (0: for ever), `after` how many
-    opportunities it lets pass first. `target`, `portal` (index) and `initiator` narrow it down to
-    connections; empty and -1 match all.
+    opportunities it lets pass first. `target`, `portal` (index), `initiator` and `cid` narrow it down
+    to connections; empty and -1 match all. A connection has its CID from its first Login Request on.
     """
 
     name: ClassVar[str] = ""
@@ -33,6 +33,7 @@ class Fault:
     target: str = ""
     portal: int = -1
     initiator: str = ""
+    cid: int = -1
     struck: int = 0
 
     def armed(self, endpoint: TestTarget) -> bool:
@@ -63,6 +64,11 @@ class Fault:
         del task
         return None
 
+    def recovering(self, task: Task) -> bool:
+        """See a task about to ask again for data that was lost; return True when it shall give up."""
+        del task
+        return False
+
     def executing(self, task: Task) -> bool:
         """See a SCSI task whose data is there; return True when it was taken over."""
         del task
@@ -80,7 +86,7 @@ class Fault:
 
     def matches(self, connection: Connection) -> bool:
         """Whether the connection is one of those that the fault is for."""
-        if self.portal not in (-1, connection.portal.index):
+        if self.portal not in (-1, connection.portal.index) or self.cid not in (-1, connection.cid):
             return False
         if self.target and connection.target_name != self.target:
             return False

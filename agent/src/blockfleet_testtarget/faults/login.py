@@ -32,6 +32,7 @@ class LoginFault(Fault):
             keys = {}
         connection.initiator_name = keys.get("InitiatorName", "")
         connection.target_name = keys.get("TargetName", "")
+        connection.cid = pdu.cid
         if not self.strikes(connection):
             return False
         self.answer(connection, pdu)

@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from blockfleet_testtarget.codec import FIELDS, Op, Pdu
+from blockfleet_testtarget.codec import FIELDS, STATUS, Op, Pdu
 from blockfleet_testtarget.faults.base import Fault, FaultError, register
 
 if TYPE_CHECKING:
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from blockfleet_testtarget.target import TestTarget
 
 ANY = ""
+SCSI_STATUS = "status"  # a SCSI Response, or a Data-In that carries the status
+_WITH_DATASN = frozenset({Op.DATA_IN, Op.R2T, Op.DATA_OUT})
 
 
 def opcode_number(name: str) -> int:
     """Return the opcode of a name such as data_in or 0x25, -1 for the empty name; raises FaultError."""
-    if name == ANY:
+    if name in (ANY, SCSI_STATUS):
         return -1
     try:
         return Op[name.upper()].value
@@ -33,11 +35,20 @@ def opcode_number(name: str) -> int:
         raise FaultError(f"{name!r} is no opcode (known: {known}, or a number)") from None
 
 
+def carries_status(pdu: Pdu) -> bool:
+    """Whether a PDU brings the status of a SCSI command."""
+    return pdu.opcode == Op.SCSI_RESPONSE or (pdu.opcode == Op.DATA_IN and bool(pdu.flags & STATUS))
+
+
 @dataclass(slots=True, kw_only=True)
 class PduFault(Fault):
-    """Base of faults that wait for PDUs of one opcode (empty: any)."""
+    """Base of faults that wait for PDUs of one opcode (empty: any; status: whatever carries a SCSI status).
+
+    With `sn` only Data-In, R2T and Data-Out PDUs with this DataSN or R2TSN count.
+    """
 
     opcode: str = ANY
+    sn: int = -1
 
     def armed(self, endpoint: TestTarget) -> bool:
         del endpoint
@@ -47,7 +58,13 @@ class PduFault(Fault):
     def chosen(self, connection: Connection, pdu: Pdu) -> bool:
         """Whether the fault strikes at this PDU."""
         wanted = opcode_number(self.opcode)
-        return wanted in (-1, pdu.opcode) and self.strikes(connection)
+        if wanted not in (-1, pdu.opcode):
+            return False
+        if self.sn != -1 and (pdu.opcode not in _WITH_DATASN or pdu.datasn != self.sn):
+            return False
+        if self.opcode == SCSI_STATUS and not carries_status(pdu):
+            return False
+        return self.strikes(connection)
 
 
 @register
@@ -248,11 +265,15 @@ class Bend(PduFault):
 @register
 @dataclass(slots=True, kw_only=True)
 class Corrupt(PduFault):
-    """Flip a bit on the wire: in `header`, `data`, `header_digest` or `data_digest`."""
+    """Flip a bit on the wire: in `header`, `data`, `header_digest` or `data_digest`.
+
+    With `received` it is as if a bit of a received PDU had been flipped; digests must be in use.
+    """
 
     name: ClassVar[str] = "corrupt"
     part: str = "data"
     bit: int = 0
+    received: bool = False
 
     def armed(self, endpoint: TestTarget) -> bool:
         del endpoint
@@ -261,7 +282,20 @@ class Corrupt(PduFault):
             raise FaultError(f"{self.part!r} is none of header, data, header_digest, data_digest")
         return True
 
+    def receiving(self, connection: Connection, pdu: Pdu) -> bool:
+        header = self.part.startswith("header")
+        seen = connection.header_digest if header else connection.data_digest and bool(len(pdu.data))
+        if not self.received or not seen or not self.chosen(connection, pdu):
+            return False
+        if not header:
+            connection.data_lost(pdu)
+        elif not connection.skips_headers:
+            connection.close("fault: corrupt")
+        return True
+
     def sending(self, connection: Connection, pdu: Pdu) -> list[Pdu] | None:
+        if self.received:
+            return None
         has_data = bool(len(pdu.data))
         digest = {"header_digest": connection.header_digest, "data_digest": connection.data_digest and has_data}
         possible = digest.get(self.part, has_data or self.part == "header")
