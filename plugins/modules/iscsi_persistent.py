@@ -295,12 +295,12 @@ volumes:
       description: Path of the NBD socket.
       type: str
       returned: always
-      sample: /run/blockfleet/volumes/db01.sock
+      sample: /run/blockfleet/engine/volumes/db01.sock
     device:
       description: Path of what O(volumes[].attach) made of it.
       type: str
       returned: always
-      sample: /run/blockfleet/volumes/db01.sock
+      sample: /run/blockfleet/engine/volumes/db01.sock
 """
 
 import typing as t

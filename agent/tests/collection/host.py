@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import socket
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.peers.process import PeerProcess, wait_for
+
+from blockfleet.engine.client import EngineClient
 
 
 def program(name: str) -> str:
@@ -47,11 +50,22 @@ class AgentHost:
         self._engine = PeerProcess(command, self._logs / "engine.log")
         wait_for(lambda: self._answers(self.runtime / "engine.sock"), "the engine")
 
-    def start_agent(self) -> None:
-        command = [program("blockfleetd"), "--runtime-dir", str(self.runtime), "--state-dir", str(self.state)]
+    def start_agent(self, *options: str) -> None:
+        folders = ("--runtime-dir", str(self.runtime), "--state-dir", str(self.state))
+        command = [program("blockfleetd"), *folders, *options]
         self._agent = PeerProcess(command, self._logs / "agent.log")
         wait_for(lambda: self._answers(self.socket), "the agent")
         wait_for(lambda: self.get("/v1/version")["engine"]["reachable"], "the agent's engine")
+
+    def restart_agent(self, *options: str) -> None:
+        """Stop the agent and start it with other options; the engine goes on."""
+        assert self._agent is not None
+        self._agent.stop()
+        self.start_agent(*options)
+
+    def engine_forgets(self, key: str) -> None:
+        """End a session behind the agent's back."""
+        asyncio.run(EngineClient(self.runtime / "engine.sock").close_session(key))
 
     def stop(self) -> None:
         """Stop both, the agent first."""

@@ -74,7 +74,7 @@ class Playbook:
     def task(self, module: str, options: dict[str, Any], **keywords: Any) -> dict[str, Any]:
         return {"name": module, f"blockfleet.iscsi.{module}": options, **keywords}
 
-    def run(self, *tasks: dict[str, Any], arguments: tuple[str, ...] = (), defaults: Any = None) -> Run:
+    def run(self, *tasks: dict[str, Any], arguments: tuple[str, ...] = (), variables: Any = None) -> Run:
         """Run the tasks in one play; the action group tells every module where the agent is."""
         self._runs += 1
         play_path = self._folder / f"play-{self._runs}.yml"
@@ -84,9 +84,8 @@ class Playbook:
             "name": "Test",
             "hosts": "localhost",
             "gather_facts": False,
-            "module_defaults": {
-                "group/blockfleet.iscsi.iscsi": {"agent_socket": str(self._socket), **(defaults or {})}
-            },
+            "module_defaults": {"group/blockfleet.iscsi.iscsi": {"agent_socket": str(self._socket)}},
+            "vars": variables or {},
             "tasks": list(tasks),
         }
         play_path.write_text(yaml.safe_dump([play], sort_keys=False))
@@ -130,6 +129,7 @@ class Playbook:
             "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback_plugins"),
             "ANSIBLE_CALLBACKS_ENABLED": "record",
             "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_PIPELINING": "1",
             "ANSIBLE_RETRY_FILES_ENABLED": "0",
             "PLAYBOOK_RECORD": str(record),
             **self.environment,
