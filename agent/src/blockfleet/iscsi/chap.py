@@ -10,7 +10,7 @@ import hmac
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blockfleet.iscsi.keys import KEYS, MAXIMUM_CHAP_BINARY, ValueFault, check_length, read_number
 from blockfleet.iscsi.text import MAXIMUM_SIMPLE_VALUE, Pair
@@ -92,6 +92,13 @@ class ChapCredentials:
         numbers = set(self.algorithms)
         if not numbers or numbers - set(ChapAlgorithm) or len(numbers) != len(self.algorithms):
             raise ValueError("CHAP algorithms are 8, 7, 6 and 5, each at most once")
+
+    def with_last_algorithm(self) -> ChapCredentials:
+        """Return the same credentials with the last of their algorithms alone (``retry_single_algorithm``).
+
+        No secret is exposed more than by the list: a target may choose that algorithm from it, too.
+        """
+        return replace(self, algorithms=self.algorithms[-1:])
 
 
 class ChallengeMemory:

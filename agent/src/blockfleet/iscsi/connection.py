@@ -113,11 +113,6 @@ class Connection:
         """How many pieces of output wait to be taken."""
         return len(self._out)
 
-    @property
-    def full_feature_phase(self) -> bool:
-        """Whether commands may be sent."""
-        return self.states.state is ConnectionState.LOGGED_IN
-
     # -- sending
 
     def send(self, header: bytes, data: Segment = b"") -> None:

@@ -12,10 +12,8 @@ from __future__ import annotations
 import enum
 from typing import Protocol
 
-from crc32c import crc32c
-
 from blockfleet.iscsi.constants import BHS_LENGTH, OPCODE_MASK, Opcode
-from blockfleet.iscsi.digest import DIGEST_LENGTH
+from blockfleet.iscsi.digest import DIGEST_LENGTH, digest_of, matches
 from blockfleet.iscsi.layout import LENGTHS, LENGTHS_OFFSET
 
 STAGING = 64 * 1024
@@ -159,7 +157,7 @@ class PduReader:
     def _header_intact(self, at: int, header_length: int) -> bool:
         view = self._view
         end = at + header_length
-        if crc32c(view[at:end]) == int.from_bytes(view[end : end + DIGEST_LENGTH], "little"):
+        if matches(view[at:end], view[end : end + DIGEST_LENGTH]):
             return True
         # The lengths in a damaged header cannot be trusted: there is no next PDU to find (RFC 3720 6.7).
         return self._fail(FramingError.HEADER_DIGEST)
@@ -183,7 +181,7 @@ class PduReader:
         self._start = begin + tail
         if self.data_digest:
             end = begin + padded
-            if crc32c(view[begin:end]) != int.from_bytes(view[end : end + DIGEST_LENGTH], "little"):
+            if not matches(view[begin:end], view[end : end + DIGEST_LENGTH]):
                 return self._fail(FramingError.DATA_DIGEST)
         self._sink.pdu(opcode, buffer, at, ahs_length, view[begin : begin + length])
         return True
@@ -215,8 +213,8 @@ class PduReader:
         self._start = at + tail
         self._placed = None
         if self.data_digest:
-            value = crc32c(self._view[at : at + pad], crc32c(data))
-            if value != int.from_bytes(self._view[at + pad : at + tail], "little"):
+            received = self._view[at + pad : at + tail]
+            if digest_of((data, self._view[at : at + pad])) != received:
                 return self._fail(FramingError.DATA_DIGEST)
         self._sink.pdu(_DATA_IN, header, 0, LENGTHS.unpack_from(header, LENGTHS_OFFSET)[0] >> 24 << 2, None)
         return True

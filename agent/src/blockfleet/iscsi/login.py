@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from blockfleet.iscsi.chap import (
     ChallengeMemory,
@@ -113,15 +113,6 @@ class LoginParameters:
                 raise ValueError(f"{name} is not normalised")
         if len(self.initiator_alias.encode()) > MAXIMUM_SIMPLE_VALUE or not (self.initiator_alias.isprintable()):
             raise ValueError(f"an alias has at most {MAXIMUM_SIMPLE_VALUE} printable bytes")
-
-    def with_single_algorithm(self) -> LoginParameters:
-        """Return the same login with the last of its CHAP algorithms alone, for ``retry_single_algorithm``.
-
-        No secret is exposed more than by the list: a target may choose that algorithm from it, too.
-        """
-        if self.credentials is None:
-            return self
-        return replace(self, credentials=replace(self.credentials, algorithms=self.credentials.algorithms[-1:]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class LoginFailure:
     ``status`` is Status-Class and Status-Detail as received, 0 when it is we who gave up.  ``retry`` says
     whether the same login may succeed later.  ``redirect`` is where a moved target is.
     ``retry_single_algorithm`` is set when the target may have stumbled over the list of CHAP algorithms: the
-    caller then logs in once more, on a new connection, with ``LoginParameters.with_single_algorithm()``, and
+    caller then logs in once more, on a new connection, with ``ChapCredentials.with_last_algorithm()``, and
     logs that as a downgrade.
     """
 

@@ -75,8 +75,8 @@ async def dial_with_fallback(
     """
     outcome = await dial(portal, intent, random_bytes, on_event)
     if isinstance(outcome, LoginFailure) and outcome.retry_single_algorithm and intent.credentials is not None:
-        single = replace(intent.credentials, algorithms=intent.credentials.algorithms[-1:])
-        outcome = await dial(portal, replace(intent, credentials=single), random_bytes, on_event)
+        single = replace(intent, credentials=intent.credentials.with_last_algorithm())
+        outcome = await dial(portal, single, random_bytes, on_event)
     return outcome
 
 
