@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.integrity.nbd import FLUSH, FUA, READ, WRITE, NbdPipe, Request
-from tests.integrity.oracle import BLOCK, Oracle
+from tests.integrity.oracle import BLOCK, Glance, Oracle
 
 STALL = 0.05
 """Seconds without any answer, while some are due, from which it counts as a stall."""
@@ -57,6 +57,8 @@ class Report:
     errors: int = 0
     first_errors: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
+    mixed: int = 0
+    """Reads that saw a part of a write which ran beside them."""
     connections: int = 0
     replayed: int = 0
     """Requests sent again on a new connection."""
@@ -134,7 +136,7 @@ class Load:
             report.seconds = round(asyncio.get_running_loop().time() - self._started, 3)
             await self.sweep()
         await self.pipe.close()
-        report.violations = self.oracle.violations
+        report.violations, report.mixed = self.oracle.violations, self.oracle.mixed
         report.connections, report.replayed = self.pipe.connections, self.pipe.replayed
         lengths = sorted(length for _, length in report.stalls)
         report.stall_longest, report.stall_p99 = _percentile(lengths, 1.0), _percentile(lengths, 0.99)
@@ -147,12 +149,12 @@ class Load:
     async def sweep(self) -> None:
         """Read every block that was written and judge it."""
         for lba in self.oracle.blocks:
-            floor = self.oracle.floor(lba)
+            before = self.oracle.glance(lba)
             answer = await self.pipe.ask(READ, lba * BLOCK, BLOCK)
             if answer.error:
                 self._failed(answer)
             else:
-                self.oracle.check(lba, floor, answer.data)
+                self.oracle.check(lba, before, answer.data)
 
     # --- requests ----------------------------------------------------------------------------------------
 
@@ -188,8 +190,8 @@ class Load:
 
     def _read(self) -> Request:
         extent = self._extent()
-        floors = [(lba, self.oracle.floor(lba)) for lba in extent]
-        return Request(READ, self._was_read, extent.start * BLOCK, len(extent) * BLOCK, context=floors)
+        before = [(lba, self.oracle.glance(lba)) for lba in extent]
+        return Request(READ, self._was_read, extent.start * BLOCK, len(extent) * BLOCK, context=before)
 
     def _write(self) -> Request | None:
         extent = self._extent()
@@ -208,9 +210,9 @@ class Load:
         if request.error:
             self._failed(request)
         else:
-            floors: list[tuple[int, int]] = request.context  # type: ignore[assignment]
-            for index, (lba, floor) in enumerate(floors):
-                self.oracle.check(lba, floor, request.data[index * BLOCK : (index + 1) * BLOCK])
+            blocks: list[tuple[int, Glance]] = request.context  # type: ignore[assignment]
+            for index, (lba, before) in enumerate(blocks):
+                self.oracle.check(lba, before, request.data[index * BLOCK : (index + 1) * BLOCK])
         self._answered(request)
 
     def _written(self, request: Request) -> None:

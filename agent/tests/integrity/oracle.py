@@ -18,7 +18,7 @@ import random
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import crc32c
 
@@ -68,6 +68,15 @@ def decode(volume: bytes, block: bytes) -> Stamp | str:
     return Stamp(lba, writer, version, epoch)
 
 
+class Glance(NamedTuple):
+    """What is known of a block when a read of it begins."""
+
+    floor: int
+    """The oldest version that it may show."""
+    settled: int
+    """The newest version, if every one is acknowledged; -1 while a write may be running."""
+
+
 @dataclass(slots=True)
 class Register:
     """What is known of one block."""
@@ -90,6 +99,8 @@ class Oracle:
     epoch: int = 1
     """Of the writes that are submitted now: grows with each flush that begins."""
     violations: list[str] = field(default_factory=list)
+    mixed: int = 0
+    """Reads that ran beside a write and saw a part of it: no unit promises that they do not."""
     _registers: dict[int, Register] = field(default_factory=dict)
     _dirty: set[int] = field(default_factory=set)
     """Blocks with versions acknowledged since the last flush began."""
@@ -164,18 +175,25 @@ class Oracle:
 
     # --- reads -------------------------------------------------------------------------------------------
 
-    def floor(self, lba: int) -> int:
-        """Return the oldest version that a read which begins now may show."""
+    def glance(self, lba: int) -> Glance:
+        """Return what a read of a block that begins now is judged by."""
         register = self._registers.get(lba)
-        return register.floor if register is not None else 0
+        if register is None:
+            return Glance(0, 0)
+        settled = register.submitted if register.acknowledged == register.submitted else -1
+        return Glance(register.floor, settled)
 
-    def check(self, lba: int, floor: int, block: bytes) -> None:
-        """Judge a block that was read; ``floor`` is what :meth:`floor` said when the read began."""
+    def check(self, lba: int, before: Glance, block: bytes) -> None:
+        """Judge a block that was read; ``before`` is what :meth:`glance` said when the read began."""
         stamp = decode(self.volume, block)
-        if isinstance(stamp, str):
-            self._violated(lba, stamp)
-            return
         register = self.register(lba)
+        if isinstance(stamp, str):
+            if before.settled == register.submitted:
+                self._violated(lba, stamp)
+            else:
+                self.mixed += 1
+            return
+        floor = before.floor
         version = stamp.version
         if version and (stamp.lba, stamp.writer) != (lba, self.writer):
             self._violated(lba, f"shows version {version} of LBA {stamp.lba} by writer {stamp.writer}")

@@ -206,10 +206,10 @@ class Register:
 
     async def read(self) -> None:
         """Read the block and let the oracle judge it."""
-        floor = self.oracle.floor(self.lba)
+        before = self.oracle.glance(self.lba)
         answer = await self._pipe.ask(READ, self.lba * BLOCK, BLOCK)
         assert answer.error == 0
-        self.oracle.check(self.lba, floor, answer.data)
+        self.oracle.check(self.lba, before, answer.data)
 
     async def watch(self, seconds: float) -> None:
         """Read the block over and over."""

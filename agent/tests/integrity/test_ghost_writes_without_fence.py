@@ -96,8 +96,8 @@ class Bare:
         assert self.oracle.violations == []
 
     async def judge(self, lba: int, path: int) -> None:
-        floor = self.oracle.floor(lba)
-        self.oracle.check(lba, floor, await self.read(lba, path))
+        before = self.oracle.glance(lba)
+        self.oracle.check(lba, before, await self.read(lba, path))
 
     def ghosts(self) -> int:
         assert all("shows version 1 after version 2" in violation for violation in self.oracle.violations)
