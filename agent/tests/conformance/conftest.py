@@ -20,7 +20,7 @@ from blockfleet.model.secret import Secret
 from blockfleet.net import nexus as nexus_module
 from blockfleet.net.discovery_session import send_targets
 from blockfleet.net.nexus import Nexus, NexusParameters
-from blockfleet.scsi.command import Outcome, ScsiCommand
+from blockfleet.scsi.command import Outcome, ScsiCommand, ScsiExecutor
 
 TARGET = "iqn.2026-11.com.example:conformance"
 INITIATOR = "iqn.2026-11.com.example:host"
@@ -91,7 +91,7 @@ class Issued:
 
     def __init__(
         self,
-        nexus: Nexus,
+        nexus: ScsiExecutor,
         cdb: bytes = TEST_UNIT_READY,
         *,
         read: int = 0,
@@ -222,7 +222,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     made.background(peer.serve())
     try:
         yield made
-        command = await Issued(nexus).end(1.0)
+        command = await Issued(nexus).end(2.0)
         assert (command.outcome, listener.logins, listener.losses) == (Outcome.COMPLETE, 1, [])
     finally:
         await made.close()

@@ -112,7 +112,7 @@ async def test_CTL_09_a_request_to_log_out_is_followed(rig: Rig, seconds: int) -
     await peer.raw(peer.response(command.itt))
     await issued.good()
     await peer.answer(logout)
-    await peer.gone(1.0)
+    await peer.gone()
     await (await rig.target.accept()).log_in()
     await listener.until(lambda: listener.logins == 2)
 
@@ -129,7 +129,7 @@ async def test_CTL_10_a_command_rejected_while_logging_out_may_be_repeated(rig: 
     plug = await peer.recv()
     assert (plug.opcode, plug.cmdsn, plug.immediate) == (wire.NOP_OUT, command.cmdsn, False)
     await peer.answer(logout)
-    await peer.gone(1.0)
+    await peer.gone()
     await (await rig.target.accept()).log_in()
     await listener.until(lambda: listener.logins == 2)
 
@@ -142,7 +142,7 @@ async def test_CTL_11_a_dropped_connection_waits_as_told(rig: Rig, event: int) -
     await peer.expect(wire.COMMAND)
     told = now()
     await peer.raw(peer.asynchronous(event, p1=cid, p2=1, p3=2))
-    await peer.gone(1.0)
+    await peer.gone()
     assert (await issued.end()).outcome is Outcome.UNKNOWN
     again = await rig.target.accept()
     assert 1.0 <= rig.target.times[-1] - told < 2.0
@@ -164,7 +164,7 @@ async def test_CTL_12_a_dropped_session_is_recovered_after_the_wait(rig: Rig) ->
     peer, _, listener = await rig.session()
     told = now()
     await peer.raw(peer.asynchronous(3, p2=1, p3=2))
-    await peer.gone(1.0)
+    await peer.gone()
     again = await (await rig.target.accept()).log_in()
     assert 1.0 <= rig.target.times[-1] - told < 2.0
     await listener.until(lambda: listener.logins == 2)
@@ -251,7 +251,7 @@ async def test_CTL_19_the_logout_request_is_exact(rig: Rig, digests: tuple[str, 
     assert not any(logout.bhs[8:16] + logout.bhs[20:24] + logout.bhs[32:48])
     assert logout.itt != wire.NONE_TAG
     await peer.answer(logout)
-    await peer.gone(1.0)
+    await peer.gone()
     await stopping
 
 
@@ -280,7 +280,7 @@ async def test_CTL_22_a_logout_that_fails_ends_in_session_recovery(rig: Rig, res
     logout = await peer.expect(wire.LOGOUT)
     await peer.raw(peer.numbered(wire.LOGOUT_RESPONSE, 0x80, response, itt=logout.itt, time2wait=1, time2retain=3))
     told = now()
-    await peer.gone(1.0)
+    await peer.gone()
     again = await (await rig.target.accept()).log_in()
     assert rig.target.times[-1] - told >= (1.0 if response == 3 else 0.0)
     await listener.until(lambda: listener.logins == 2)

@@ -38,7 +38,7 @@ def check_sequence(got: list[Pdu], command: Pdu, ttt: int, offset: int, length: 
 
 async def recovered(rig: Rig, peer: Peer, listener: Listener, *commands: Issued) -> None:
     """Hold that the connection is dropped soon, no command looks as if it had worked, and it comes back."""
-    await peer.gone(1.0)
+    await peer.gone()
     await listener.loss()
     for issued in commands:
         assert (await issued.end()).outcome is Outcome.UNKNOWN
@@ -224,7 +224,7 @@ async def test_DAT_17_an_r2t_out_of_bounds_is_not_served(rig: Rig, digests: tupl
     issued = Issued(nexus, WRITE_10, write=PATTERN[:8192])
     command = await peer.expect(wire.COMMAND)
     await peer.raw(peer.r2t(command.itt, 1, sn, offset, length, lun=LUN))
-    assert await peer.gone(1.0) == b""
+    assert await peer.gone() == b""
     assert (await issued.end()).outcome is Outcome.UNKNOWN
     await listener.loss()
 

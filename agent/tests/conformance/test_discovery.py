@@ -112,7 +112,7 @@ async def test_DSC_05_a_transfer_tag_means_nothing_with_f(rig: Rig) -> None:
 async def test_DSC_06_no_end_and_no_transfer_tag_is_a_protocol_error(rig: Rig) -> None:
     peer, request, found = await asked(rig)
     await reply(peer, request, wire.text(("TargetName", NAME)), 0x00, ttt=wire.NONE_TAG)
-    await peer.gone(1.0)
+    await peer.gone()
     with pytest.raises(BlockfleetError):
         await found
 

@@ -27,7 +27,7 @@ async def refused(rig: Rig, **answers: str) -> Peer:
     """Hold that these answers end the login and the connection, soon and with a cause."""
     peer, _, listener = await rig.login()
     await peer.operational(await peer.pass_security(), answers)
-    await peer.gone(1.0)
+    await peer.gone()
     error = await listener.failure()
     assert error.code is Isdsc.PROTOCOL_ERROR
     assert not listener.logins
@@ -108,7 +108,7 @@ MALFORMED = [
 async def test_KEY_04_malformed_text_is_refused(rig: Rig, data: bytes) -> None:
     peer, _, listener = await rig.login()
     await peer.answer_login(await peer.pass_security(), data, flags=0x04)
-    await peer.gone(1.0)
+    await peer.gone()
     assert (await listener.failure()).code is Isdsc.PROTOCOL_ERROR
 
 
@@ -142,7 +142,7 @@ async def test_KEY_06_a_reserved_answer_that_is_proposed_is_refused(rig: Rig, va
 async def test_KEY_06_a_digest_that_is_required_and_refused_fails_the_login(rig: Rig, value: str) -> None:
     peer, _, listener = await rig.login(header_digest=("crc32c",))
     await peer.operational(await peer.pass_security(), {"HeaderDigest": value})
-    await peer.gone(1.0)
+    await peer.gone()
     assert (await listener.failure()).code is Isdsc.LOGIN_FAILED
 
 
@@ -161,7 +161,7 @@ async def test_KEY_08_a_key_that_comes_twice_is_refused(rig: Rig, again: str) ->
     request = await peer.pass_security()
     await peer.answer_login(request, wire.text(*peer.answers(request, {})), flags=0x04)
     await peer.answer_login(await peer.login_request(), wire.text(again), flags=0x04)
-    await peer.gone(1.0)
+    await peer.gone()
     assert (await listener.failure()).code is Isdsc.PROTOCOL_ERROR
 
 
@@ -184,7 +184,7 @@ async def test_KEY_11_a_choice_that_was_not_offered_is_refused(rig: Rig, answer:
 async def test_KEY_11_a_method_that_was_not_offered_is_refused(rig: Rig, method: str) -> None:
     peer, _, listener = await rig.login()
     await peer.answer_login(await peer.login_request(), wire.text(("AuthMethod", method)), flags=0)
-    await peer.gone(1.0)
+    await peer.gone()
     assert (await listener.failure()).code is Isdsc.PROTOCOL_ERROR
 
 
@@ -295,7 +295,7 @@ async def test_KEY_20_an_illegal_limit_is_refused(rig: Rig, value: str) -> None:
     request = await peer.pass_security()
     said = [pair for pair in peer.answers(request, {}) if pair[0] != "MaxRecvDataSegmentLength"]
     await peer.answer_login(request, wire.text(*said, ("MaxRecvDataSegmentLength", value)), tsih=3)
-    await peer.gone(1.0)
+    await peer.gone()
     assert (await listener.failure()).code is Isdsc.PROTOCOL_ERROR
 
 
@@ -388,7 +388,7 @@ async def test_KEY_26_disorder_where_order_was_agreed_is_an_error(rig: Rig) -> N
     read = Issued(nexus, READ_10, read=2048)
     itt = (await peer.expect(wire.COMMAND)).itt
     await peer.raw(peer.data_in(itt, 0, 1024, bytes(1024)))
-    await peer.gone(1.0)
+    await peer.gone()
     assert (await read.end()).outcome != 1
 
 
@@ -411,7 +411,7 @@ async def test_KEY_31_an_illegal_portal_group_tag_is_refused(rig: Rig, tag: str)
     await peer.answer_login(
         await peer.login_request(), wire.text("AuthMethod=None", ("TargetPortalGroupTag", tag)), flags=0
     )
-    await peer.gone(1.0)
+    await peer.gone()
     assert (await listener.failure()).code is Isdsc.PROTOCOL_ERROR
 
 
@@ -467,7 +467,7 @@ async def test_KEY_37_a_login_that_fails_late_leaves_nothing_behind(rig: Rig) ->
     await peer.answer_login(request, wire.text("DataDigest=CRC32C"), flags=0x04)
     request = await peer.login_request()
     await peer.answer_login(request, wire.text("MaxBurstLength=1"), flags=0x04)
-    await peer.gone(1.0)
+    await peer.gone()
     peer = await rig.target.accept()
     await peer.log_in({"MaxRecvDataSegmentLength": ABSENT})
     await listener.until(lambda: listener.logins)

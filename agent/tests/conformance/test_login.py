@@ -67,7 +67,7 @@ async def test_LGN_02_any_other_pdu_in_login_ends_the_connection(rig: Rig, opcod
     else:
         await peer.login_request()
     await peer.raw(peer.numbered(opcode, itt=wire.NONE_TAG, ttt=wire.NONE_TAG))
-    await peer.gone(1.0)
+    await peer.gone()
     assert (await listener.failure()).code is Isdsc.PROTOCOL_ERROR
 
 
@@ -144,7 +144,7 @@ async def test_LGN_09_a_leading_login_has_tsih_0(rig: Rig) -> None:
 async def test_LGN_11_a_successful_leading_login_without_a_tsih_is_refused(rig: Rig) -> None:
     peer, nexus, listener = await rig.login()
     await peer.operational(await peer.pass_security(), {}, tsih=0)
-    await peer.gone(1.0)
+    await peer.gone()
     assert (await listener.failure()).code is Isdsc.PROTOCOL_ERROR
     assert (await Issued(nexus).end()).outcome is Outcome.REFUSED
 
@@ -169,7 +169,7 @@ async def test_LGN_15_an_active_version_that_was_not_offered_is_refused(rig: Rig
     request = await peer.login_request()
     answer = peer.numbered(wire.LOGIN_RESPONSE, 0x81, 1, 1, wire.text("AuthMethod=None"), itt=request.itt)
     await peer.raw(answer)
-    await peer.gone(1.0)
+    await peer.gone()
     error = await listener.failure()
     assert error.code is Isdsc.UNSUPPORTED_VERSION
 
@@ -205,7 +205,7 @@ async def test_LGN_20_a_response_with_a_foreign_task_tag_is_refused(rig: Rig) ->
     peer, _, listener = await rig.login()
     request = await peer.login_request()
     await peer.answer_login(request, wire.text("AuthMethod=None"), itt=request.itt + 1)
-    await peer.gone(1.0)
+    await peer.gone()
     assert (await listener.failure()).code is Isdsc.PROTOCOL_ERROR
 
 
@@ -224,7 +224,7 @@ async def test_LGN_22_a_later_stage_than_asked_for_is_refused(rig: Rig, answer: 
     request = await peer.login_request()
     assert (request.csg, request.nsg) == (0, 1)
     await peer.answer_login(request, wire.text("AuthMethod=None"), flags=answer, tsih=1)
-    await peer.gone(1.0)
+    await peer.gone()
     assert (await listener.failure()).code is Isdsc.PROTOCOL_ERROR
 
 
@@ -244,7 +244,7 @@ async def test_LGN_23_a_transition_that_was_not_asked_for_is_refused(rig: Rig) -
     request = await peer.login_request()
     assert not request.transit
     await peer.answer_login(request, wire.text("AuthMethod=CHAP"), flags=0x81)
-    await peer.gone(1.0)
+    await peer.gone()
 
 
 async def test_LGN_25_an_offer_with_t_0_is_answered_with_t_1(rig: Rig) -> None:
@@ -263,14 +263,14 @@ async def test_LGN_25_an_offer_with_t_0_is_answered_with_t_1(rig: Rig) -> None:
 async def test_LGN_26_the_response_is_of_the_requests_stage(rig: Rig, flags: int) -> None:
     peer, _, listener = await rig.login()
     await peer.answer_login(await peer.login_request(), wire.text("AuthMethod=None"), flags=flags)
-    await peer.gone(1.0)
+    await peer.gone()
     assert (await listener.failure()).code is Isdsc.PROTOCOL_ERROR
 
 
 async def test_LGN_27_stage_2_is_refused(rig: Rig) -> None:
     peer, _, listener = await rig.login()
     await peer.answer_login(await peer.login_request(), wire.text("AuthMethod=None"), flags=0x82)
-    await peer.gone(1.0)
+    await peer.gone()
     assert (await listener.failure()).code is Isdsc.PROTOCOL_ERROR
 
 
@@ -296,7 +296,7 @@ async def test_LGN_29_the_portal_group_is_taken_from_the_first_response(rig: Rig
 async def test_LGN_31_a_status_class_but_0_closes_the_connection(rig: Rig, status: int) -> None:
     peer, _, listener = await rig.login()
     await peer.answer_login(await peer.login_request(), flags=0, status=status)
-    await peer.gone(1.0)
+    await peer.gone()
     error = await listener.failure()
     assert error.code is REFUSALS[status]
     assert f"{status:04x}" in str(error)
@@ -426,7 +426,7 @@ async def test_LGN_39_redirects_are_followed_a_small_number_of_times(rig: Rig, h
 async def test_LGN_40_a_redirect_to_nowhere_fails_and_changes_nothing(rig: Rig, data: bytes) -> None:
     peer, nexus, listener = await rig.login()
     await peer.answer_login(await peer.login_request(), data, flags=0, status=0x0101)
-    await peer.gone(1.0)
+    await peer.gone()
     assert "redirect" in str(await listener.failure())
     nexus.set_parameters(replace(nexus.parameters, initiator_alias="tried again at once"))
     await (await rig.target.accept()).login_request()
@@ -446,7 +446,7 @@ async def test_LGN_41_no_request_is_longer_than_the_first_limit_of_8192_bytes(ri
 async def test_LGN_43_c_together_with_t_is_refused(rig: Rig) -> None:
     peer, _, listener = await rig.login()
     await peer.answer_login(await peer.login_request(), wire.text("AuthMethod=None"), flags=0xC1)
-    await peer.gone(1.0)
+    await peer.gone()
     assert (await listener.failure()).code is Isdsc.PROTOCOL_ERROR
 
 

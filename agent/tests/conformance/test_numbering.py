@@ -132,7 +132,7 @@ async def test_NUM_08_an_expcmdsn_of_commands_never_sent_is_an_error(rig: Rig, a
     command = Issued(nexus)
     sn = (await peer.expect(wire.COMMAND)).cmdsn
     await ping_in(peer, wire.serial_add(sn, ahead), wire.serial_add(sn, ahead + 10))
-    await peer.gone(1.0)
+    await peer.gone()
     assert (await command.end()).outcome is Outcome.UNKNOWN
     await listener.loss()
 
@@ -153,7 +153,7 @@ async def test_NUM_11_a_gap_in_statsn_leads_to_session_recovery(rig: Rig, jump: 
     command = Issued(nexus)
     request = await peer.expect(wire.COMMAND)
     await peer.raw(peer.response(request.itt, statsn=wire.serial_add(peer.stat_sn, jump)))
-    await peer.gone(1.0)
+    await peer.gone()
     assert (await command.end()).outcome is Outcome.UNKNOWN
     again = await (await rig.target.accept()).log_in()
     await listener.until(lambda: listener.logins == 2)

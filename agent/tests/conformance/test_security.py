@@ -67,7 +67,7 @@ async def finish(peer: Peer, request: Pdu, listener: Listener, *said: tuple[str,
 
 async def dropped(peer: Peer, listener: Listener, *codes: Isdsc) -> str:
     """Hold that the connection is closed soon, and why; return the error's text."""
-    await peer.gone(1.0)
+    await peer.gone()
     error = await listener.failure()
     assert error.code in (codes or (Isdsc.PROTOCOL_ERROR,))
     assert not listener.logins
@@ -288,7 +288,7 @@ async def test_SEC_18_our_own_challenge_sent_back_is_refused(rig: Rig) -> None:
     peer = await rig.target.accept()
     await peer.answer_login(await peer.login_request(), wire.text("AuthMethod=CHAP"))
     await peer.answer_login(await peer.login_request(), challenging(7, request.keys["CHAP_I"], ours))
-    rest = await peer.gone(1.0)
+    rest = await peer.gone()
     assert b"CHAP_R" not in rest
 
 
