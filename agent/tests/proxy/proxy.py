@@ -44,7 +44,7 @@ class Action(enum.StrEnum):
     DUPLICATE = "duplicate"
     RESET = "reset"
     BLACK_HOLE = "black hole"
-    """From this PDU on nothing passes, either way; both sides' connections stay."""
+    """From this PDU on nothing passes, either way, nor does either side learn that the other has gone."""
 
 
 @dataclass
@@ -150,12 +150,13 @@ class PduProxy:
 
     # --- one connection --------------------------------------------------------------------------------------
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self.accepted += 1
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         address, port = split_portal(self.target)
         try:
             far_reader, far_writer = await asyncio.open_connection(address, port, limit=_BUFFER)
@@ -206,7 +207,8 @@ class PduProxy:
                 if not connection.silent:
                     writer.write_eof()
         except ConnectionError:
-            connection.reset()
+            if not connection.silent:
+                connection.reset()
 
     def _rule(self, pdu: WirePdu, direction: Direction, in_login: bool) -> Rule | None:
         return next((rule for rule in self.rules if rule.chosen(pdu, direction, in_login, self._chance)), None)

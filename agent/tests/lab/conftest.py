@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One machine with every kind of target that the tests of this folder need: it starts once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tests.engine.conftest import engine_client, engine_process
+from tests.lab.lio import Lio, LioDisk, LioTarget
+from tests.peers.tgt import Account
+
+HOST = "iqn.2026-11.com.example:host"
+_NAME = "iqn.2026-11.com.example:lio"
+PLAIN, ONE_WAY, MUTUAL = f"{_NAME}-plain", f"{_NAME}-one-way", f"{_NAME}-mutual"
+RECOVERING, PAIR = f"{_NAME}-recovering", f"{_NAME}-pair"
+GHOST, SLOW, FAST, CACHED = f"{_NAME}-ghost", f"{_NAME}-slow", f"{_NAME}-fast", f"{_NAME}-cached"
+FORWARD = Account("host", "a secret of 12+")
+REVERSE = Account("array", "another of 12+")
+WRITE_DELAY = 6.0
+"""Seconds that a write to the slow disks takes: longer than LIO's Time2Wait of 2 and a login."""
+_SHARED = "b10cf1ee7000005f"
+
+_DISKS = (
+    LioDisk("disk"),
+    LioDisk("pair", ram=1, serial="b10cf1ee70000002"),
+    # The same bytes twice, as two controllers of an array with one of them in trouble would show them.
+    LioDisk("slow", ram=2, serial=_SHARED, write_delay=WRITE_DELAY),
+    LioDisk("fast", ram=2, serial=_SHARED),
+    LioDisk("cached", serial="b10cf1ee70000003", write_cache=True),
+)
+_TARGETS = (
+    LioTarget(PLAIN, {0: "disk"}, initiators=(HOST,)),
+    LioTarget(ONE_WAY, {0: "disk"}, initiators=(HOST,), account=FORWARD),
+    LioTarget(MUTUAL, {0: "disk"}, initiators=(HOST,), account=FORWARD, mutual=REVERSE),
+    LioTarget(RECOVERING, {0: "disk"}, initiators=(HOST,), error_recovery_level=2, max_connections=4),
+    LioTarget(PAIR, {3: "pair"}, portals=(0, 1), initiators=(HOST,)),
+    LioTarget(GHOST, {0: "slow", 1: "fast"}, initiators=(HOST,)),
+    LioTarget(SLOW, {0: "slow"}, initiators=(HOST,)),
+    LioTarget(FAST, {0: "fast"}, portals=(1,), initiators=(HOST,)),
+    LioTarget(CACHED, {0: "cached"}),
+)
+
+__all__ = ["engine_client", "engine_process"]
+
+
+@pytest.fixture(scope="session")
+def lio() -> Iterator[Lio]:
+    """The machine, with two portals."""
+    with Lio(_TARGETS, _DISKS) as machine:
+        yield machine
