@@ -90,9 +90,22 @@ async def session(connect: Callable[..., Awaitable[Any]]) -> Callable[..., Await
     """Connect and log in with the given keys."""
 
     async def begin(target: TestTarget, portal: int = 0, **keys: Any) -> Any:
-        options = {name: keys.pop(name) for name in ("name", "isid") if name in keys}
+        options = {name: keys.pop(name) for name in ("name", "isid", "numbers") if name in keys}
+        cid, tsih = keys.pop("cid", 0), keys.pop("tsih", 0)
         one = await connect(target, portal, **options)
+        one.cid, one.tsih = cid, tsih
         one.login_answer = await one.login(**keys)
         return one
+
+    return begin
+
+
+@pytest.fixture
+async def join(session: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Add a connection to the session of another one."""
+
+    async def begin(target: TestTarget, one: Any, cid: int = 1, **keys: Any) -> Any:
+        shared = {"isid": one.isid, "tsih": one.tsih, "numbers": one.numbers}
+        return await session(target, cid=cid, **shared, **keys)
 
     return begin

@@ -64,12 +64,38 @@ class Answer:
         return sense[2] & 15, sense[12], sense[13]
 
 
+class Numbers:
+    """What the connections of one session share."""
+
+    def __init__(self) -> None:
+        self.cmdsn, self.itt = 100, 0
+
+
 class Initiator:
-    def __init__(self, name: str = NAME, isid: bytes = ISID) -> None:
+    """One connection of an initiator; connections of one session share their `numbers`."""
+
+    def __init__(self, name: str = NAME, isid: bytes = ISID, numbers: Numbers | None = None) -> None:
         self.name, self.isid = name, isid
-        self.cmdsn, self.expstatsn, self.itt = 100, 0, 0
+        self.numbers = numbers or Numbers()
+        self.expstatsn = 0
         self.header_digest = self.data_digest = False
         self.cid, self.tsih = 0, 0
+
+    @property
+    def cmdsn(self) -> int:
+        return self.numbers.cmdsn
+
+    @cmdsn.setter
+    def cmdsn(self, value: int) -> None:
+        self.numbers.cmdsn = value
+
+    @property
+    def itt(self) -> int:
+        return self.numbers.itt
+
+    @itt.setter
+    def itt(self, value: int) -> None:
+        self.numbers.itt = value
 
     async def connect(self, host: str, port: int) -> None:
         self.reader, self.writer = await asyncio.open_connection(host, port)
@@ -95,6 +121,7 @@ class Initiator:
         immediate: bool = False,
         ahs: bytes = b"",
         bad_digest: bool = False,
+        bad_header: bool = False,
     ) -> None:
         header = struct.pack(
             ">BBHI8sIIII",
@@ -111,7 +138,7 @@ class Initiator:
         header += tail.ljust(16, b"\0") + ahs
         parts = [header]
         if self.header_digest:
-            parts.append(struct.pack("<I", crc32c(header)))
+            parts.append(struct.pack("<I", crc32c(header) ^ int(bad_header)))
         if data:
             padded = data + bytes(-len(data) & 3)
             parts.append(padded)
@@ -192,11 +219,12 @@ class Initiator:
         lun: int = 0,
         immediate: bool = False,
         cmdsn: int | None = None,
-        bad_digest: bool = False,
+        itt: int | None = None,
+        **damage: bool,
     ) -> int:
         """Send a SCSI Command with an expected length (read or write) and immediate data; return its tag."""
         flags = (0x80 if final else 0) | (0x40 if read else 0) | (0x20 if write else 0) | 1
-        itt = self.next_itt()
+        itt = self.next_itt() if itt is None else itt
         self.send(
             0x01,
             flags=flags,
@@ -207,7 +235,7 @@ class Initiator:
             data=data,
             lun=struct.pack(">H6x", lun),
             immediate=immediate,
-            bad_digest=bad_digest,
+            **damage,
         )
         if not immediate and cmdsn is None:
             self.cmdsn = (self.cmdsn + 1) & NONE
@@ -222,11 +250,11 @@ class Initiator:
         datasn: int = 0,
         offset: int = 0,
         final: bool = True,
-        bad_digest: bool = False,
+        **damage: bool,
     ) -> None:
         tail = struct.pack(">IIII", 0, datasn, offset, 0)
         flags = 0x80 if final else 0
-        self.send(0x05, flags=flags, itt=itt, word20=ttt, tail=tail, data=data, bad_digest=bad_digest)
+        self.send(0x05, flags=flags, itt=itt, word20=ttt, tail=tail, data=data, **damage)
 
     async def status(self) -> Answer:
         """Return the next SCSI Response, acknowledging it."""
@@ -257,7 +285,47 @@ class Initiator:
         while (await self.run(bytes(6), lun=lun))[0] != 0:
             pass
 
-    async def manage(self, function: int, *, lun: int = 0, tag: int = NONE, refcmdsn: int = 0) -> Answer:
+    def snack(
+        self, kind: int, first: int = 0, length: int = 0, *, itt: int = NONE, tag: int = NONE, lun: bytes = bytes(8)
+    ) -> None:
+        """Send a SNACK (10.16)."""
+        tail = struct.pack(">QII", 0, first, length)
+        self.send(0x10, flags=0x80 | kind, itt=itt, word20=tag, tail=tail, lun=lun)
+
+    async def ping(self) -> Answer:
+        """Send an immediate NOP-Out and return what comes back, which acknowledges nothing by itself."""
+        itt = self.next_itt()
+        self.send(0x00, itt=itt, cmdsn=self.cmdsn, immediate=True)
+        answer = await self.receive()
+        assert (answer.opcode, answer.itt) == (0x20, itt), answer
+        return answer
+
+    async def nothing_more(self) -> None:
+        """Check that the target has nothing to say, by a NOP-Out that is answered at once."""
+        self.expstatsn = ((await self.ping()).statsn + 1) & NONE
+
+    async def declare(self, text: bytes) -> Answer:
+        """Make a text exchange of one immediate request and return the answer."""
+        itt = self.next_itt()
+        self.send(0x04, itt=itt, cmdsn=self.cmdsn, data=text, immediate=True)
+        answer = await self.receive()
+        assert (answer.opcode, answer.flags, answer.itt) == (0x24, 0x80, itt), answer
+        return answer
+
+    async def logout(self, reason: int, cid: int = 0, expstatsn: int | None = None) -> Answer:
+        """Send an immediate Logout Request and return the answer; ExpStatSN is that of the CID (10.14.4)."""
+        itt, own = self.next_itt(), self.expstatsn
+        self.expstatsn = own if expstatsn is None else expstatsn
+        self.send(0x06, flags=0x80 | reason, itt=itt, word20=cid << 16, cmdsn=self.cmdsn, immediate=True)
+        self.expstatsn = own
+        answer = await self.receive()
+        assert (answer.opcode, answer.itt) == (0x26, itt), answer
+        self.expstatsn = (answer.statsn + 1) & NONE
+        return answer
+
+    async def manage(
+        self, function: int, *, lun: int = 0, tag: int = NONE, refcmdsn: int = 0, expdatasn: int = 0
+    ) -> Answer:
         """Send an immediate task management request and return the answer."""
         itt = self.next_itt()
         self.send(
@@ -266,7 +334,7 @@ class Initiator:
             itt=itt,
             word20=tag,
             cmdsn=self.cmdsn,
-            tail=struct.pack(">I", refcmdsn),
+            tail=struct.pack(">II", refcmdsn, expdatasn),
             lun=struct.pack(">H6x", lun),
             immediate=True,
         )
