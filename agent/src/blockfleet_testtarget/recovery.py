@@ -72,7 +72,7 @@ class RecoverableTask(Task):
         self.dead: set[int] = set()  # Target Transfer Tags whose data was asked for again
         self.repeated: set[int] = set()  # R2Ts that were sent twice
         self.given_up = False  # unsolicited data is no longer waited for
-        self.unfulfilled = 0  # lowest R2TSN whose data had not come when the connection was lost
+        self.unfulfilled: int | None = None  # lowest R2TSN whose data had not come when the connection was lost
         self.heard = 0.0
         self.timer: asyncio.TimerHandle | None = None
         self.running = False
@@ -340,7 +340,8 @@ class RecoverableTask(Task):
     def suspend(self) -> None:
         """The connection was lost: nothing more comes on it, neither data nor an answer to an R2T."""
         transfers = list(self.transfers.values())
-        self.unfulfilled = min([transfer.r2tsn for transfer in transfers], default=self.r2tsn)
+        if self.unfulfilled is None:
+            self.unfulfilled = min([transfer.r2tsn for transfer in transfers], default=self.r2tsn)
         for transfer in transfers:
             self.dead.add(transfer.ttt)
             self._end_transfer(transfer)
@@ -374,8 +375,9 @@ class RecoverableTask(Task):
 
     def _restart(self, expdatasn: int) -> None:
         # Data that has come stays; the rest is asked for anew, first R2TSN as acknowledged.
-        acknowledged = bool(expdatasn) and self.unfulfilled <= expdatasn <= self.r2tsn
-        self.r2tsn = expdatasn if acknowledged else self.unfulfilled
+        lowest = self.r2tsn if self.unfulfilled is None else self.unfulfilled
+        self.r2tsn = expdatasn if lowest < expdatasn <= self.r2tsn else lowest
+        self.unfulfilled = None
         holes = self.have.holes(0, self.wanted)
         tail = holes.pop() if holes and holes[-1][1] == self.wanted else (self.wanted, self.wanted)
         self.requested = self.received = tail[0]

@@ -313,9 +313,13 @@ class Initiator:
         return answer
 
     async def logout(self, reason: int, cid: int = 0, expstatsn: int | None = None) -> Answer:
-        """Send an immediate Logout Request and return the answer; ExpStatSN is that of the CID (10.14.4)."""
+        """Send an immediate Logout Request and return the answer.
+
+        `expstatsn` is that of the connection to be closed (10.14.4); None acknowledges nothing of another one.
+        """
         itt, own = self.next_itt(), self.expstatsn
-        self.expstatsn = own if expstatsn is None else expstatsn
+        if expstatsn is not None or cid != self.cid:
+            self.expstatsn = expstatsn or 0
         self.send(0x06, flags=0x80 | reason, itt=itt, word20=cid << 16, cmdsn=self.cmdsn, immediate=True)
         self.expstatsn = own
         answer = await self.receive()

@@ -602,7 +602,7 @@ async def test_corrupt_length_ends_the_connection(begin, session, length):
     one = await session(target, **DIGESTS)
     sent = []
     write, one.writer.write = one.writer.write, sent.append
-    for _ in range(4):
+    for _ in range(8):
         one.command(bytes(6))
     one.writer.write = write
     sent[0] = sent[0][:5] + length.to_bytes(3, "big") + sent[0][8:]
