@@ -28,8 +28,4 @@ requirements:
   - The Blockfleet agent, running on the managed host. The role P(blockfleet.iscsi.agent#role) installs it.
 notes:
   - The module itself needs only Python 3.8 or newer and its standard library on the managed host.
-seealso:
-  - plugin: blockfleet.iscsi.agent
-    plugin_type: role
-    description: Installs and starts the agent.
 """
