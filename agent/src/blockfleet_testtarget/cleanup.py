@@ -56,9 +56,9 @@ class Cleanup:
         session.suspend_tasks(connection)
         self._expire_after(departure, wait, retain)
         if session.endpoint.config.announce_lost and connection.announced is None:
-            for other in session.connections.values():
+            others = [other for other in session.connections.values() if other.operational]
+            for other in others[:1]:
                 other.send_async(AsyncEvent.DROP_CONNECTION, (connection.cid, wait, retain))
-                break
 
     def log_out(self, connection: Connection, times: tuple[int, int], *, wait_again: bool) -> None:
         """Log a connection out for recovery: what is not delivered is discarded, its tasks wait.

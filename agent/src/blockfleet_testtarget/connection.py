@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 
 STATSN_STEP = 0x10000
+_LOGOUT = Op.LOGOUT_REQUEST.value  # a plain number, for every PDU is compared with it
 
 
 class Connection(PduStream):
@@ -281,7 +282,7 @@ class Connection(PduStream):
         if session is None:
             raise ProtocolError("PDU outside of a session")
         opcode = pdu.opcode
-        if opcode == Op.LOGOUT_REQUEST:
+        if opcode == _LOGOUT:
             logout.acknowledge(self, session, pdu)
         else:
             self.acknowledge(pdu.expstatsn)

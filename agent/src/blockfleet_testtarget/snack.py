@@ -95,22 +95,23 @@ def _status(connection: Connection, session: Session, pdu: Pdu) -> None:
         return
     if pdu.itt != NO_TAG or pdu.ttt != NO_TAG:
         raise ProtocolError("Status SNACK with a tag", RejectReason.INVALID_FIELD)
-    first, length = pdu.run
-    if not first and not length:
-        first = connection.acknowledged
-    end = (first + length) & MASK32 if length else connection.statsn
-    if later(connection.acknowledged, first) or later(end, connection.statsn) or later(first, end):
-        cause = (
-            f"SNACK for StatSN {first} and {length} more, {connection.acknowledged} to {connection.statsn} are due"
-        )
-        raise ProtocolError(cause, RejectReason.PROTOCOL_ERROR)
-    wanted = [(first + step) & MASK32 for step in range((end - first) & MASK32)]
+    wanted = list(connection.log.sent) if pdu.run == (0, 0) else _run_of_status(connection, *pdu.run)
     if any(number not in connection.log.sent for number in wanted):
         connection.reject(pdu, RejectReason.SNACK)
         return
     for number in wanted:
         status = connection.log.sent[number]
         connection.send(with_window(status.bhs, connection.window()), status.data)
+
+
+def _run_of_status(connection: Connection, first: int, length: int) -> list[int]:
+    end = (first + length) & MASK32 if length else connection.statsn
+    if later(connection.acknowledged, first) or later(end, connection.statsn) or not later(end, first):
+        cause = (
+            f"SNACK for StatSN {first} and {length} more, {connection.acknowledged} to {connection.statsn} are due"
+        )
+        raise ProtocolError(cause, RejectReason.PROTOCOL_ERROR)
+    return [(first + step) & MASK32 for step in range((end - first) & MASK32)]
 
 
 def _data_ack(connection: Connection, session: Session, pdu: Pdu) -> None:

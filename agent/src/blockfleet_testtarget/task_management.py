@@ -110,7 +110,7 @@ def _end_tasks(connection: Connection, itt: int, tasks: list[Task]) -> None:
 
 def _unit_reset(connection: Connection, session: Session, pdu: Pdu, lun: int) -> None:
     unit = _unit(session, lun)
-    _kill(session.endpoint.tasks_of(unit))
+    _kill_all(session, unit)
     unit.reset(conditions.UNIT_RESET)
     respond(connection, pdu.itt, Answer.COMPLETE)
 
@@ -134,14 +134,22 @@ def _reset_all(session: Session, attention: conditions.Sense) -> None:
     if session.node is None:
         return
     for unit in session.node.luns.values():
-        _kill(session.endpoint.tasks_of(unit))
+        _kill_all(session, unit)
         unit.reset(attention)
 
 
-def _kill(tasks: list[Task]) -> None:
-    for task in tasks:
+def _kill_all(session: Session, unit: LogicalUnit) -> None:
+    endpoint = session.endpoint
+    for task in endpoint.tasks_of(unit):
         task.aborted = True
         task.finish()
+    # What ended while it had no connection must not be answered after the reset either (10.5.1).
+    for other in endpoint.sessions:
+        if other.retention is not None and other.node is not None:
+            lost = [task for task in other.retention.tasks.values() if task.suspended]
+            for task in lost:
+                if other.node.luns.get(task.lun) is unit:
+                    other.retention.release(task)
 
 
 def _unit(session: Session, lun: int) -> LogicalUnit:

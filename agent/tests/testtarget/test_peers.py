@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -163,54 +162,23 @@ def test_qemu_converts_an_image_there_and_back(serve, tmp_path):
 
 
 @pytest.mark.root
-def test_dissector_finds_nothing_malformed(serve, tmp_path):
+def test_dissector_finds_nothing_malformed(serve, capture):
     chap = {"user": "alice", "secret": SECRET}
     target = serve(targets=[{"name": NAME, "luns": {0: "disk"}, "chap": chap}])
-    port = target.addresses[0].rsplit(":", 1)[1]
-    trace = tmp_path / "trace.pcap"
-    capture = subprocess.Popen(
-        ["dumpcap", "-q", "-P", "-i", "lo", "-f", f"tcp port {port}", "-w", str(trace)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        while "File:" not in capture.stderr.readline():
-            assert capture.poll() is None
-        environment = {**os.environ, "LIBISCSI_CHAP_USERNAME": "alice", "LIBISCSI_CHAP_PASSWORD": SECRET}
+    port = int(target.addresses[0].rsplit(":", 1)[1])
+    environment = {**os.environ, "LIBISCSI_CHAP_USERNAME": "alice", "LIBISCSI_CHAP_PASSWORD": SECRET}
+    with capture(port) as trace:
         run("iscsi-ls", "-s", f"iscsi://{target.addresses[0]}", env=environment)
         run(
             "qemu-io", "-f", "raw", "-c", "write -P 7 0 1M", "-c", "read -P 7 0 1M", "-c", "flush", url(target),
             env=environment,
         )  # fmt: skip
-        _wait_for_logout(port, trace, since=time.monotonic())
-    finally:
-        capture.terminate()
-        capture.communicate(timeout=10)
-    dissected = run("tshark", "-r", str(trace), "-d", f"tcp.port=={port},iscsi", "-V")
+        trace.wait_for("iscsi.opcode == 0x26", 2)
+    dissected = trace.dissect()
     # QEMU asks for 64 bytes of the longer page 83h first, and the dissector reads on where it was cut.
     cut = r"SCSI Payload \(Inquiry Response Data\)\n(?:    .*\n)*\[Malformed Packet: SCSI\]\n(?:    .*\n)*"
     dissected, pages = re.subn(cut, "", dissected)
     assert pages <= 1
     assert "Malformed" not in dissected
-    for name in (
-        "Login Response",
-        "SCSI Data In",
-        "Ready To Transfer",
-        "SCSI Response",
-        "Text Response",
-        "Logout Response",
-    ):
+    for name in ANSWERS:
         assert f"Opcode: {name}" in dissected, name
-
-
-def _wait_for_logout(port, trace, *, since):
-    """Wait until the Logout Responses of the sessions are in the trace."""
-    while True:
-        found = subprocess.run(
-            ["tshark", "-r", str(trace), "-d", f"tcp.port=={port},iscsi", "-Y", "iscsi.opcode == 0x26"],
-            capture_output=True, text=True, timeout=30, check=False,
-        ).stdout  # fmt: skip
-        if found.count("\n") >= 2:
-            return
-        assert time.monotonic() - since < 20, found
-        time.sleep(0.2)
