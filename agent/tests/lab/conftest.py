@@ -14,11 +14,14 @@ HOST = "iqn.2026-11.com.example:host"
 _NAME = "iqn.2026-11.com.example:lio"
 PLAIN, ONE_WAY, MUTUAL = f"{_NAME}-plain", f"{_NAME}-one-way", f"{_NAME}-mutual"
 RECOVERING, PAIR = f"{_NAME}-recovering", f"{_NAME}-pair"
-GHOST, SLOW, FAST, CACHED = f"{_NAME}-ghost", f"{_NAME}-slow", f"{_NAME}-fast", f"{_NAME}-cached"
+GHOST, CACHED = f"{_NAME}-ghost", f"{_NAME}-cached"
+SLOW, STUCK, FAST = f"{_NAME}-slow", f"{_NAME}-stuck", f"{_NAME}-fast"
 FORWARD = Account("host", "a secret of 12+")
 REVERSE = Account("array", "another of 12+")
 WRITE_DELAY = 6.0
 """Seconds that a write to the slow disks takes: longer than LIO's Time2Wait of 2 and a login."""
+STUCK_DELAY = 20.0
+"""Seconds that a write to the stuck disk takes: longer than the time after which a target counts as gone."""
 _SHARED = "b10cf1ee7000005f"
 
 _DISKS = (
@@ -26,6 +29,7 @@ _DISKS = (
     LioDisk("pair", ram=1, serial="b10cf1ee70000002"),
     # The same bytes twice, as two controllers of an array with one of them in trouble would show them.
     LioDisk("slow", ram=2, serial=_SHARED, write_delay=WRITE_DELAY),
+    LioDisk("stuck", ram=2, serial=_SHARED, write_delay=STUCK_DELAY),
     LioDisk("fast", ram=2, serial=_SHARED),
     LioDisk("cached", serial="b10cf1ee70000003", write_cache=True),
 )
@@ -37,6 +41,7 @@ _TARGETS = (
     LioTarget(PAIR, {3: "pair"}, portals=(0, 1), initiators=(HOST,)),
     LioTarget(GHOST, {0: "slow", 1: "fast"}, initiators=(HOST,)),
     LioTarget(SLOW, {0: "slow"}, initiators=(HOST,)),
+    LioTarget(STUCK, {0: "stuck"}, initiators=(HOST,)),
     LioTarget(FAST, {0: "fast"}, portals=(1,), initiators=(HOST,)),
     LioTarget(CACHED, {0: "cached"}),
 )

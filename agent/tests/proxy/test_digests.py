@@ -114,7 +114,8 @@ async def test_one_pdu_in_60_corrupted_both_ways_and_no_wrong_byte(tgt: Tgt) -> 
     disk(tgt, "CRC32C")
     chance = random.Random(60)
     rules = [
-        Rule(action, direction, one_in=60)
+        # tgt reads what TotalAHSLength tells of before it checks the digest, and may wait for ever.
+        Rule(action, direction, one_in=60, keep_lengths=direction is Direction.TO_TARGET)
         for action in (Action.CORRUPT_HEADER, Action.CORRUPT_DATA)
         for direction in Direction
     ]
