@@ -192,11 +192,13 @@ async def test_CTL_15_sense_in_an_event_stays_within_its_segment(session: Sessio
     await issued.good()
 
 
-async def negotiate(peer: Peer, *said: str, ttt: int = wire.NONE_TAG, b1: int = 0x80) -> None:
-    """Ask for a negotiation and answer the request that follows."""
+async def negotiate(peer: Peer, *said: str) -> None:
+    """Ask for a negotiation, answer the request that follows, and wait until the answer was read."""
     await peer.raw(peer.asynchronous(4, p3=3))
     request = await peer.expect(wire.TEXT)
-    await peer.raw(peer.numbered(wire.TEXT_RESPONSE, b1, data=wire.text(*said), itt=request.itt, ttt=ttt))
+    await peer.raw(peer.numbered(wire.TEXT_RESPONSE, data=wire.text(*said), itt=request.itt, ttt=wire.NONE_TAG))
+    await ask(peer)
+    await peer.expect(wire.NOP_OUT)
 
 
 async def test_CTL_16_a_negotiation_of_several_pdus_keeps_tag_and_lun(rig: Rig) -> None:

@@ -7,7 +7,7 @@ import asyncio
 
 import pytest
 from tests.conformance import wire
-from tests.conformance.conftest import READ_10, WRITE_10, Issued, Rig
+from tests.conformance.conftest import LUN, READ_10, WRITE_10, Issued, Rig
 from tests.conformance.raw_target import ABSENT, DECLARED_LIMIT, Peer
 from tests.conformance.wire import Pdu
 
@@ -267,7 +267,7 @@ async def test_KEY_19_no_data_pdu_is_longer_than_the_target_declared(rig: Rig, d
     command = await peer.expect(wire.COMMAND)
     assert len(command.data) == min(limit, 16384)
     at = len(command.data)
-    await peer.raw(peer.r2t(command.itt, 7, 0, at, 49152))
+    await peer.raw(peer.r2t(command.itt, 7, 0, at, 49152, lun=LUN))
     sizes = []
     while True:
         pdu = await peer.expect(wire.DATA_OUT)
@@ -365,7 +365,7 @@ async def test_KEY_25_as_many_r2ts_as_agreed_are_served_in_order(rig: Rig, grant
     peer, nexus = await logged_in(rig, MaxOutstandingR2T=str(granted), ImmediateData="No")
     issued = Issued(nexus, WRITE_10, write=MIB[: 1024 * granted])
     itt = (await peer.expect(wire.COMMAND)).itt
-    await peer.raw(b"".join(peer.r2t(itt, 100 + n, n, 1024 * n, 1024) for n in range(granted)))
+    await peer.raw(b"".join(peer.r2t(itt, 100 + n, n, 1024 * n, 1024, lun=LUN) for n in range(granted)))
     for n in range(granted):
         pdu = await peer.expect(wire.DATA_OUT)
         assert (pdu.ttt, pdu.offset, pdu.data) == (100 + n, 1024 * n, MIB[1024 * n : 1024 * n + 1024])

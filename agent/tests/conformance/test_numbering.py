@@ -166,7 +166,7 @@ async def test_NUM_12_only_numbered_pdus_advance_expstatsn(rig: Rig, session: Se
     itt = (await peer.expect(wire.COMMAND)).itt
     await peer.raw(peer.unnumbered(wire.NOP_IN, itt=wire.NONE_TAG, ttt=0x77, lun=0))
     assert (await peer.expect(wire.NOP_OUT)).expstatsn == peer.stat_sn
-    await peer.raw(peer.r2t(itt, 1, 0, 4096, 904))
+    await peer.raw(peer.r2t(itt, 1, 0, 4096, 904, lun=LUN))
     assert (await peer.expect(wire.DATA_OUT)).expstatsn == peer.stat_sn
     await peer.raw(peer.asynchronous(255))
     await listener.until(lambda: listener.events)
