@@ -132,7 +132,7 @@ def test_tmf_08_a_reserved_response_is_a_protocol_error(target: ScriptedTarget) 
     assert target.events()[0].kind is LossKind.PROTOCOL
 
 
-def test_tmf_09_abort_task_then_lun_reset_then_the_session_each_in_its_time(make: Make) -> None:
+def test_tmf_09_abort_task_lun_reset_target_reset_then_the_session_each_in_its_time(make: Make) -> None:
     target = make(patience=Patience(noop_interval=0, abort=10))
     command = target.execute(b"\0", timeout=5)
     target.take()
@@ -140,8 +140,10 @@ def test_tmf_09_abort_task_then_lun_reset_then_the_session_each_in_its_time(make
     assert [pdu.bhs[1] & 0x7F for pdu in target.take()] == [ABORT_TASK]
     target.at(16.6)
     assert [pdu.bhs[1] & 0x7F for pdu in target.take()] == [LUN_RESET]
+    target.at(27.6)
+    assert [pdu.bhs[1] & 0x7F for pdu in target.take()] == [WARM_RESET]
     assert command.outcome is Outcome.PENDING
-    target.at(28)
+    target.at(39)
     assert target.events()[0].kind is LossKind.STUCK_TASK
     assert command.outcome is Outcome.UNKNOWN
 

@@ -9,9 +9,17 @@ The transport shell gives it bytes (:meth:`Connection.get_buffer`, :meth:`Connec
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from blockfleet.iscsi.constants import DEFAULT_MRDSL, RESERVED_TAG, DataInFlag, Opcode, ResponseFlag
+from blockfleet.iscsi.constants import (
+    DEFAULT_MRDSL,
+    RESERVED_TAG,
+    DataInFlag,
+    Opcode,
+    ResponseFlag,
+    ServiceResponse,
+)
 from blockfleet.iscsi.control import handle_control
 from blockfleet.iscsi.data_out import Segment, burst
 from blockfleet.iscsi.digest import data_digest, digest
@@ -19,10 +27,12 @@ from blockfleet.iscsi.events import ConnectionLost, LoggedIn, LoggedOut, LoginFa
 from blockfleet.iscsi.framing import FramingError, PduReader
 from blockfleet.iscsi.layout import DATA_IN, R2T, SCSI_RESPONSE, padding
 from blockfleet.iscsi.login import LoginMachine
-from blockfleet.iscsi.parameters import Negotiated
+from blockfleet.iscsi.negotiation import NegotiationError, Negotiator, Phase
+from blockfleet.iscsi.parameters import Negotiated, SessionOffer
 from blockfleet.iscsi.pdu import PduError, decode_pdu
 from blockfleet.iscsi.serial import MASK, after
 from blockfleet.iscsi.states import CONNECTION_TRANSITIONS, ConnectionEvent, ConnectionState, StateMachine
+from blockfleet.iscsi.text import TextError, decode_text
 
 if TYPE_CHECKING:
     from blockfleet.iscsi.session import Session
@@ -30,6 +40,9 @@ if TYPE_CHECKING:
 
 _STATUS = int(DataInFlag.STATUS)
 _FINAL = int(DataInFlag.FINAL)
+_TARGET_FAILURE = int(ServiceResponse.TARGET_FAILURE)
+_VENDOR_RESPONSES = 0x80
+_BIDIRECTIONAL_UNDERFLOW = int(ResponseFlag.BIDIRECTIONAL_UNDERFLOW)
 _D_UNDERFLOW = int(DataInFlag.UNDERFLOW)
 _BOTH_RESIDUALS = int(ResponseFlag.OVERFLOW | ResponseFlag.UNDERFLOW)
 _BOTH_BIDI_RESIDUALS = int(ResponseFlag.BIDIRECTIONAL_OVERFLOW | ResponseFlag.BIDIRECTIONAL_UNDERFLOW)
@@ -179,6 +192,18 @@ class Connection:
         else:
             self.session.connection_lost(event)
 
+    def take_declarations(self, text: bytes) -> None:
+        """Take what the target declares anew in full feature phase; text that breaks a rule changes nothing."""
+        negotiator = Negotiator(SessionOffer(), phase=Phase.FULL_FEATURE, session=self.negotiated)
+        try:
+            negotiator.receive(decode_text(text))
+            self.negotiated = replace(
+                self.negotiated,
+                target_max_recv_data_segment_length=negotiator.finish().target_max_recv_data_segment_length,
+            )
+        except (TextError, NegotiationError):
+            self.session.counters.rejects += 1
+
     def protocol_error(self, detail: str) -> None:
         """End the connection because the target broke the protocol."""
         self.lose(LossKind.PROTOCOL, detail)
@@ -318,11 +343,19 @@ class Connection:
         if not flags & _FINAL or flags & _BOTH_RESIDUALS == _BOTH_RESIDUALS:
             self.protocol_error("Data-In with status but without F, or with both residual flags")
         elif self.take_status(stat_sn):
+            task.command.status = status
+            if self._take_residual(task, flags, residual):
+                self.session.complete(task)
+
+    def _take_residual(self, task: Task, flags: int, residual: int) -> bool:
+        """Note how much was left over or was too much; False where that cannot be (RFC 3720 10.4.1, 10.4.5)."""
+        if flags & _BOTH_RESIDUALS:
             command = task.command
-            command.status = status
-            if flags & _BOTH_RESIDUALS:
-                command.residual = residual if flags & _D_UNDERFLOW else -residual
-            self.session.complete(task)
+            if flags & _D_UNDERFLOW and residual > len(command.data_out or command.data_in or b""):
+                self.protocol_error(f"residual {residual} of tag {task.tag:#010x} is more than was expected")
+                return False
+            command.residual = residual if flags & _D_UNDERFLOW else -residual
+        return True
 
     def _on_scsi_response(self, buffer: bytearray | bytes, at: int, data: memoryview | None) -> None:
         (
@@ -337,7 +370,7 @@ class Connection:
             exp_cmd_sn,
             max_cmd_sn,
             exp_data_sn,
-            _,
+            bidirectional_residual,
             residual,
         ) = SCSI_RESPONSE.unpack_from(buffer, at)
         if not self.take_status(stat_sn):
@@ -352,6 +385,9 @@ class Connection:
             self.protocol_error("SCSI Response with overflow and underflow together")
             return
         command = task.command
+        if _TARGET_FAILURE < response < _VENDOR_RESPONSES:
+            self.protocol_error(f"SCSI Response with the reserved response {response:#04x}")
+            return
         if response:
             session.target_failure(task, response)
         else:
@@ -359,8 +395,10 @@ class Connection:
                 self.protocol_error(f"ExpDataSN {exp_data_sn} of tag {tag:#010x} where {task.data_sn} PDUs came")
                 return
             command.status = status
-            if flags & _BOTH_RESIDUALS:
-                command.residual = residual if flags & _D_UNDERFLOW else -residual
+            if not self._take_residual(task, flags, residual):
+                return
+            if flags & _BIDIRECTIONAL_UNDERFLOW:
+                task.read_residual = bidirectional_residual
             if data is not None and len(data) > 2:
                 # The length inside the segment is the peer's word: it is held to the segment (RFC 3720 10.4.7).
                 command.sense = bytes(data[2 : 2 + int.from_bytes(data[:2], "big")])
@@ -369,7 +407,7 @@ class Connection:
             session.send_pending()
 
     def _on_r2t(self, buffer: bytearray | bytes, at: int, _data: memoryview | None) -> None:
-        _, _, _, _, tag, transfer_tag, _, exp_cmd_sn, max_cmd_sn, r2t_sn, offset, length = R2T.unpack_from(
+        (*_, lun, tag, transfer_tag, _, exp_cmd_sn, max_cmd_sn, r2t_sn, offset, length) = R2T.unpack_from(
             buffer, at
         )
         task = self._tasks.get(tag)
@@ -381,6 +419,8 @@ class Connection:
         fault = ""
         if transfer_tag == RESERVED_TAG:
             fault = "with the reserved Target Transfer Tag"
+        elif lun != task.command.lun:
+            fault = f"for LUN {lun:#018x}, which is another one"
         elif r2t_sn != task.data_sn:
             fault = f"number {r2t_sn} where {task.data_sn} was expected"
         elif not 0 < length <= self.negotiated.max_burst_length:

@@ -32,6 +32,7 @@ from blockfleet.iscsi.pdu import (
 )
 from blockfleet.iscsi.states import ConnectionEvent
 from blockfleet.iscsi.task import LogoutRequest, Ping, TaskRequest, TextRequest
+from blockfleet.iscsi.text import MAXIMUM_NEGOTIATION_TEXT
 
 if TYPE_CHECKING:
     from blockfleet.iscsi.connection import Connection
@@ -44,6 +45,11 @@ MAXIMUM_QUEUED_ANSWERS = 64
 
 NumberedPdu = NopIn | TaskManagementResponse | TextResponse | LogoutResponse | AsyncMessage | Reject
 """PDUs that carry StatSN and the command window."""
+
+IMMEDIATE_RETRY = 0.25
+"""Seconds before a function is sent again for which the target had no room among its immediate commands."""
+
+_RFC_7144_LEVEL = 2
 
 _REASON_TEXT = {reason.value: reason.name.replace("_", " ").lower() for reason in RejectReason}
 
@@ -79,6 +85,9 @@ def _on_task_response(connection: Connection, pdu: Pdu) -> None:
         response = TaskResponse(pdu.response)
     except ValueError:
         connection.protocol_error(f"task management response {pdu.response} is reserved")
+        return
+    if response is TaskResponse.FUNCTION_SUCCEEDED and connection.negotiated.protocol_level < _RFC_7144_LEVEL:
+        connection.protocol_error("task management response 7 is of an iSCSIProtocolLevel that was not agreed on")
         return
     del session.control[pdu.initiator_task_tag]
     session.task_managed(request, response)
@@ -137,17 +146,24 @@ def _on_async(connection: Connection, pdu: Pdu) -> None:
             LossKind.DROPPED, f"asynchronous event {event}", float(pdu.parameter2), float(pdu.parameter3)
         )
     elif event == AsyncEventCode.NEGOTIATION_REQUEST:
-        session.send_text(b"", session.now, _ignore_text, _ignore_text_end)
+        _renegotiate(connection)
     else:
         connection.protocol_error(f"asynchronous event {event} is reserved")
 
 
-def _ignore_text(_data: bytes) -> None:
-    """An empty offer asks for nothing: what the target offers in return keeps its old value."""
+def _renegotiate(connection: Connection) -> None:
+    """Ask the target what it wants changed; nothing changes unless the whole exchange succeeds (RFC 3720 5.4)."""
+    text = bytearray()
 
+    def collect(data: bytes) -> None:
+        if len(text) + len(data) <= MAXIMUM_NEGOTIATION_TEXT:
+            text.extend(data)
 
-def _ignore_text_end(_error: str) -> None:
-    """Parameters stay as they were negotiated, whether the target answers or not (RFC 3720 5.4)."""
+    def ended(error: str) -> None:
+        if not error:
+            connection.take_declarations(bytes(text))
+
+    connection.session.send_text(b"", connection.session.now, collect, ended)
 
 
 def _on_reject(connection: Connection, pdu: Pdu) -> None:
@@ -155,6 +171,9 @@ def _on_reject(connection: Connection, pdu: Pdu) -> None:
     assert isinstance(pdu, Reject)
     session = connection.session
     session.counters.rejects += 1
+    if pdu.reason not in _REASON_TEXT:
+        connection.protocol_error(f"Reject with the reserved reason {pdu.reason:#04x}")
+        return
     if len(pdu.data) < 48:
         return
     try:
@@ -162,7 +181,7 @@ def _on_reject(connection: Connection, pdu: Pdu) -> None:
     except PduError:
         # A header that is no PDU of ours is only diagnostic.
         return
-    why = f"rejected by the target: {_REASON_TEXT.get(pdu.reason, f'reason {pdu.reason:#04x}')}"
+    why = f"rejected by the target: {_REASON_TEXT[pdu.reason]}"
     if rejected.OPCODE is Opcode.SCSI_COMMAND:
         task = session.tasks.get(rejected.initiator_task_tag)
         if task is not None:
@@ -170,7 +189,9 @@ def _on_reject(connection: Connection, pdu: Pdu) -> None:
             session.plug(connection, task.cmd_sn)
         return
     request = session.control.get(rejected.initiator_task_tag)
-    if isinstance(request, TaskRequest):
+    if isinstance(request, TaskRequest) and pdu.reason == RejectReason.IMMEDIATE_COMMAND_REJECT:
+        request.again_at = session.now + IMMEDIATE_RETRY
+    elif isinstance(request, TaskRequest):
         del session.control[rejected.initiator_task_tag]
         session.task_managed(request, TaskResponse.FUNCTION_REJECTED)
     elif isinstance(request, TextRequest):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 FIRST = 0.5
 """Seconds before the second attempt to reach a portal that could not be reached."""
 
-LONGEST = 30.0
-"""Seconds between attempts to reach a portal that stays away."""
+LONGEST = 5.0
+"""Seconds between attempts to reach a portal that stays away: I/O may be waiting for it."""
 
 FIRST_AFTER_REFUSAL = 30.0
 """Seconds before a login is tried again that was refused for what it said: it may have been put right there."""

@@ -249,7 +249,8 @@ class Session:
             received = task.received
             self.counters.bytes_in += received
             command.data_in_count = received
-            if not command.status and received + max(command.residual, 0) < len(data_in):
+            missing = max(command.residual, 0) if command.data_out is None else task.read_residual
+            if not command.status and received + missing < len(data_in):
                 command.outcome = Outcome.ABORTED
                 command.error = f"the target sent {received} of {len(data_in)} bytes and reported no residual"
                 command.on_done(command)
@@ -276,10 +277,14 @@ class Session:
         """Take ExpCmdSN and MaxCmdSN from a PDU, by the rules of RFC 3720 3.2.2.1."""
         if after(exp_cmd_sn - 1 & MASK, max_cmd_sn):
             return
+        if after(exp_cmd_sn, self.exp_cmd_sn):
+            if not within(self.exp_cmd_sn, exp_cmd_sn, self.cmd_sn):
+                if self.live is not None:
+                    self.live.protocol_error(f"ExpCmdSN {exp_cmd_sn:#010x} is beyond CmdSN {self.cmd_sn:#010x}")
+                return
+            self.exp_cmd_sn = exp_cmd_sn
         if after(max_cmd_sn, self.max_cmd_sn):
             self.max_cmd_sn = max_cmd_sn
-        if after(exp_cmd_sn, self.exp_cmd_sn) and within(self.exp_cmd_sn, exp_cmd_sn, self.cmd_sn):
-            self.exp_cmd_sn = exp_cmd_sn
 
     # -- everything but commands
 
@@ -307,7 +312,7 @@ class Session:
             on_done(None)
             return
         wait = self.patience.abort if timeout is None else timeout
-        request = TaskRequest(function, lun, self.cmd_sn, now + wait, on_done, task)
+        request = TaskRequest(function, lun, self.cmd_sn, now + wait, on_done, wait, task)
         tag = self._register(request)
         pdu = TaskManagementRequest(
             immediate=True,
@@ -320,6 +325,12 @@ class Session:
             ref_cmd_sn=0 if task is None else task.cmd_sn,
         )
         connection.send(pdu.encode())
+
+    def manage_again(self, request: TaskRequest) -> None:
+        """Ask anew for a function that the target had no room for (RFC 3720 10.17.1, reason 6)."""
+        self.manage_task(
+            request.function, request.lun, self.now, request.on_done, task=request.task, timeout=request.patience
+        )
 
     def task_managed(self, request: TaskRequest, response: TaskResponse) -> None:
         """Settle the tasks that a finished function has ended, then tell who asked."""

@@ -17,15 +17,17 @@ class AbortStage(enum.IntEnum):
     NONE = 0
     ABORT_TASK = 1
     LUN_RESET = 2
+    TARGET_WARM_RESET = 3
 
 
 class Task:
     """A SCSI command in flight: its tag, numbers and how much of its data has moved.
 
-    ``data_sn`` is the number of the next Data-In or R2T, ``received`` the contiguous bytes read so far.
+    ``data_sn`` is the number of the next Data-In or R2T, ``received`` the contiguous bytes read so far,
+    ``read_residual`` what a bidirectional command left unread.
     """
 
-    __slots__ = ("abort_stage", "cmd_sn", "command", "data_sn", "deadline", "received", "tag")
+    __slots__ = ("abort_stage", "cmd_sn", "command", "data_sn", "deadline", "read_residual", "received", "tag")
 
     def __init__(self, command: ScsiCommand, deadline: float) -> None:
         self.command = command
@@ -34,6 +36,7 @@ class Task:
         self.cmd_sn = 0
         self.data_sn = 0
         self.received = 0
+        self.read_residual = 0
         self.abort_stage = AbortStage.NONE
 
 
@@ -46,7 +49,10 @@ class TaskRequest:
     cmd_sn: int
     deadline: float
     on_done: Callable[[TaskResponse | None], None]
+    patience: float
     task: Task | None = None
+    again_at: float = 0.0
+    """When it is to be sent anew, after the target had no room for it; 0 while it is under way."""
 
 
 @dataclass(slots=True)

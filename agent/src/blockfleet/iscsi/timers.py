@@ -27,6 +27,7 @@ _LOGGING_IN = (ConnectionState.XPT_WAIT, ConnectionState.IN_LOGIN)
 _NEXT_FUNCTION = {
     AbortStage.NONE: (AbortStage.ABORT_TASK, TaskFunction.ABORT_TASK),
     AbortStage.ABORT_TASK: (AbortStage.LUN_RESET, TaskFunction.LOGICAL_UNIT_RESET),
+    AbortStage.LUN_RESET: (AbortStage.TARGET_WARM_RESET, TaskFunction.TARGET_WARM_RESET),
 }
 """The ladder for a command that does not finish (RFC 3720 6.9); above it the session is dropped."""
 
@@ -79,6 +80,10 @@ def advance(session: Session, now: float) -> None:
 
 def _scan_requests(session: Session, connection: Connection, now: float) -> None:
     for tag, request in list(session.control.items()):
+        if isinstance(request, TaskRequest) and 0 < request.again_at <= now:
+            del session.control[tag]
+            session.manage_again(request)
+            continue
         if isinstance(request, Ping) or now < request.deadline:
             continue
         del session.control[tag]

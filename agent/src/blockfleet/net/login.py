@@ -97,11 +97,7 @@ async def dial(
             await connect(portal, lambda: dialling.transport)
             outcome = await dialling.outcome
     except TimeoutError:
-        raise BlockfleetError(
-            Isdsc.CONNECTION_FAILED,
-            f"cannot {dialling.purpose} at {portal}: no answer within {intent.timeout:g} s",
-            remedy="check that the portal is reachable and that an iSCSI target serves it",
-        ) from None
+        raise dialling.timed_out() from None
     finally:
         dialling.settle()
     return outcome
@@ -120,6 +116,7 @@ class _Dialling:
         loop = asyncio.get_running_loop()
         self._portal = portal
         self._on_event = on_event
+        self._timeout = intent.timeout
         self.purpose = "discover targets" if intent.target is None else f"log in to {intent.target}"
         self.outcome: asyncio.Future[Dialled | LoginFailure] = loop.create_future()
         self._over: asyncio.Future[ConnectionLost | LoggedOut] = loop.create_future()
@@ -166,7 +163,9 @@ class _Dialling:
             self.transport.close()
         else:
             self.transport.abort()
-        if not self.outcome.done():
+        if not self.outcome.done() and isinstance(event, ConnectionLost) and event.kind is LossKind.LOGIN_TIMEOUT:
+            self.outcome.set_exception(self.timed_out())
+        elif not self.outcome.done():
             kind = event.kind if isinstance(event, ConnectionLost) else LossKind.LOGOUT
             detail = event.detail if isinstance(event, ConnectionLost) else kind.value
             self.outcome.set_exception(
@@ -178,6 +177,14 @@ class _Dialling:
             )
         if not self._over.done():
             self._over.set_result(event)
+
+    def timed_out(self) -> BlockfleetError:
+        """Return the error for a login that took too long."""
+        return BlockfleetError(
+            Isdsc.CONNECTION_FAILED,
+            f"cannot {self.purpose} at {self._portal}: no answer within {self._timeout:g} s",
+            remedy="check that the portal is reachable and that an iSCSI target serves it",
+        )
 
     def settle(self) -> None:
         """Leave nothing behind an attempt that did not succeed."""
