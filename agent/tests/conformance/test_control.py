@@ -233,7 +233,6 @@ async def test_CTL_17_a_negotiation_that_fails_changes_nothing(rig: Rig, how: st
     assert not listener.losses
 
 
-@pytest.mark.xfail(strict=True, reason="what the target declares in a Text Response is thrown away")
 async def test_CTL_18_a_limit_that_the_target_declares_anew_holds_from_then_on(rig: Rig) -> None:
     peer, nexus, _ = await rig.session()
     await negotiate(peer, "MaxRecvDataSegmentLength=1024")

@@ -236,12 +236,7 @@ async def test_DAT_18_an_r2t_with_the_reserved_tag_is_a_protocol_error(rig: Rig)
     await recovered(rig, peer, listener, issued)
 
 
-OTHER_LUN = pytest.param(
-    "lun", marks=pytest.mark.xfail(strict=True, reason="the LUN of an R2T is not compared with that of its task")
-)
-
-
-@pytest.mark.parametrize("wrong", ["tag", "read", OTHER_LUN])
+@pytest.mark.parametrize("wrong", ["tag", "read", "lun"])
 async def test_DAT_19_an_r2t_that_fits_no_write_is_not_served(rig: Rig, wrong: str) -> None:
     peer, nexus, listener = await rig.session({"ImmediateData": "No"})
     issued = Issued(nexus, READ_10, read=4096) if wrong == "read" else Issued(nexus, WRITE_10, write=PATTERN[:4096])

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from blockfleet.model.portal import Portal
 from blockfleet.net.nexus import NexusPhase
 from blockfleet.scsi.command import Outcome
 from blockfleet.store.state import StateStore
+
+OWN_ADDRESS = f"127.38.{os.getpid() >> 8 & 0xFF}.{os.getpid() & 0xFF or 1}"
+"""A loopback address that no other run of this suite listens at: the default port is wanted there."""
 
 REFUSALS = {
     0x0200: Isdsc.INITIATOR_ERROR,
@@ -391,10 +395,10 @@ async def test_LGN_38_a_redirect_is_followed_in_each_form_of_address(rig: Rig, f
 
 
 async def test_LGN_38_an_address_without_a_port_means_3260(rig: Rig) -> None:
-    other = await rig.listen("127.0.38.1", 3260)
+    other = await rig.listen(OWN_ADDRESS, 3260)
     peer, _, listener = await rig.login()
     await peer.answer_login(
-        await peer.login_request(), wire.text("TargetAddress=127.0.38.1"), flags=0, status=0x0101
+        await peer.login_request(), wire.text(("TargetAddress", OWN_ADDRESS)), flags=0, status=0x0101
     )
     await (await other.accept()).log_in()
     await listener.until(lambda: listener.logins)
@@ -474,6 +478,6 @@ async def test_LGN_44_login_is_bounded_in_time(rig: Rig, how: str) -> None:
 
 
 async def test_LGN_45_the_default_port_is_3260(rig: Rig) -> None:
-    target = await rig.listen("127.0.45.1", 3260)
-    rig.nexus(portal=Portal.parse("127.0.45.1"))
+    target = await rig.listen(OWN_ADDRESS, 3260)
+    rig.nexus(portal=Portal.parse(OWN_ADDRESS))
     await (await target.accept()).login_request()

@@ -50,7 +50,6 @@ async def test_RSP_02_overflow_and_underflow_together_are_an_error(rig: Rig, fla
     await listener.loss()
 
 
-@pytest.mark.xfail(strict=True, reason="a residual count above the expected length is passed on")
 @pytest.mark.parametrize("direction", ["read", "write"])
 @pytest.mark.parametrize("residual", [513, 0xFFFFFFFF])
 async def test_RSP_02_a_residual_beyond_the_buffer_is_not_believed(rig: Rig, direction: str, residual: int) -> None:
@@ -77,16 +76,7 @@ async def test_RSP_03_short_data_without_a_residual_are_no_success(session: Sess
     assert not listener.losses
 
 
-SHORT = pytest.param(
-    wire.BIDI_UNDERFLOW,
-    id="u",
-    marks=pytest.mark.xfail(
-        strict=True, reason="the residual of the read side of a bidirectional command is not read"
-    ),
-)
-
-
-@pytest.mark.parametrize("flag", [SHORT, pytest.param(wire.BIDI_OVERFLOW, id="o")])
+@pytest.mark.parametrize("flag", [wire.BIDI_UNDERFLOW, wire.BIDI_OVERFLOW], ids=["u", "o"])
 async def test_RSP_04_the_read_residual_of_a_bidirectional_command_counts(rig: Rig, flag: int) -> None:
     peer, nexus, _ = await rig.session()
     issued = Issued(nexus, WRITE_10, read=1024, write=bytes(512))

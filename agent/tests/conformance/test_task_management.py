@@ -134,7 +134,6 @@ async def test_TMF_09_each_step_of_the_ladder_is_bounded(rig: Rig) -> None:
     await (await rig.target.accept()).log_in()
 
 
-@pytest.mark.xfail(strict=True, reason="the ladder has no TARGET WARM RESET between LUN reset and session recovery")
 async def test_TMF_09_a_target_reset_comes_before_session_recovery(rig: Rig) -> None:
     peer, _, _, _ = await stuck(rig)
     await peer.expect(wire.TASK_REQUEST, 1.0)
@@ -152,7 +151,6 @@ async def test_TMF_12_a_command_in_trouble_is_aborted_not_forgotten(rig: Rig, ki
     assert (request.rtt, issued.running) == (itt, True)
 
 
-@pytest.mark.xfail(strict=True, reason="a function that was rejected for too many immediate commands is not resent")
 async def test_TMF_13_a_function_rejected_for_want_of_room_is_sent_again(session: Session) -> None:
     peer, nexus, _ = session
     waiting = asyncio.create_task(nexus.lun_reset(LUN, 2.0))
