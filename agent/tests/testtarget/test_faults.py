@@ -147,6 +147,19 @@ async def test_bend_a_field(start, session, options, value):
     assert (answer.itt, answer.statsn) == (itt, value if not options.get("add") else first + value)
 
 
+@pytest.mark.parametrize(("bit", "byte"), [(0, 16), (-72, 7), (-88, 5)], ids=["tag", "length", "length's top"])
+async def test_corrupt_any_bit_of_the_header(start, session, bit, byte):
+    target = await start()
+    one = await session(target, HeaderDigest="CRC32C")
+    one.command(bytes(6))
+    plain = await one.receive()
+    arm(target, "corrupt", opcode="scsi_response", part="header", bit=bit)
+    one.command(bytes(6))
+    header = (await one.reader.readexactly(52))[:48]
+    plain_header = plain.header[:16] + one.itt.to_bytes(4, "big")
+    assert [index for index in range(20) if header[index] != plain_header[index]] == [byte]
+
+
 @pytest.mark.parametrize("part", ["header", "header_digest", "data", "data_digest"])
 async def test_corrupt_once(start, session, wire, part):
     target = await start()
