@@ -65,7 +65,15 @@ class AgentHost:
 
     def engine_forgets(self, key: str) -> None:
         """End a session behind the agent's back."""
-        asyncio.run(EngineClient(self.runtime / "engine.sock").close_session(key))
+
+        async def end() -> None:
+            client = EngineClient(self.runtime / "engine.sock")
+            try:
+                await client.close_session(key)
+            finally:
+                await client.close()
+
+        asyncio.run(end())
 
     def stop(self) -> None:
         """Stop both, the agent first."""
