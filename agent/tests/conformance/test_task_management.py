@@ -134,7 +134,8 @@ async def test_TMF_09_each_step_of_the_ladder_is_bounded(rig: Rig) -> None:
     await (await rig.target.accept()).log_in()
 
 
-async def test_TMF_09_a_target_reset_comes_before_session_recovery(rig: Rig) -> None:
+async def test_TMF_09_a_target_reset_comes_before_session_recovery_where_it_is_allowed(rig: Rig) -> None:
+    rig.hurry(target_reset=True)
     peer, _, _, _ = await stuck(rig)
     await peer.expect(wire.TASK_REQUEST, 1.0)
     assert (await peer.expect(wire.TASK_REQUEST, 1.0)).bhs[1] & 0x7F == WARM_RESET

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from blockfleet.engine.fence import RESET_TIMEOUT, TIME_FENCE, FenceMethod, fence
+from blockfleet.engine.fence import DETOUR_AFTER, RESET_TIMEOUT, TIME_FENCE, FenceMethod, fence
 from blockfleet.iscsi.constants import TaskResponse
 from blockfleet.model.errors import BlockfleetError
 from blockfleet.model.isdsc import Isdsc
@@ -46,10 +46,29 @@ class ScriptedSession:
     An answer is a response, or None for silence: after ``timeout`` an error is raised.
     """
 
-    def __init__(self, logins: list[float], answers: list[tuple[float, TaskResponse | None]]) -> None:
+    def __init__(
+        self,
+        logins: list[float],
+        answers: list[tuple[float, TaskResponse | None]],
+        *,
+        detour: bool = False,
+        contacts: tuple[float, ...] = (),
+    ) -> None:
         self._logins = logins
         self._answers = answers
+        self._detour = detour
+        self._contacts = contacts
         self.resets: list[tuple[int, float]] = []
+        self.detours: list[tuple[int, float]] = []
+
+    @property
+    def contacted_at(self) -> float:
+        now = asyncio.get_running_loop().time()
+        return max((contact for contact in self._contacts if contact <= now), default=0.0)
+
+    async def detour(self, lun: int) -> bool:
+        self.detours.append((lun, asyncio.get_running_loop().time()))
+        return self._detour
 
     @property
     def generation(self) -> int:
@@ -138,3 +157,24 @@ def test_refused_lun_reset_proves_nothing_and_time_is_the_fence(response: TaskRe
     method, took = run(ScriptedSession([1.0], [(0.1, response)]))
     assert method is FenceMethod.TIME
     assert took == pytest.approx(TIME_FENCE, abs=0.01)
+
+
+def test_portal_that_stays_away_is_fenced_through_another_portal_of_its_group() -> None:
+    session = ScriptedSession([], [], detour=True)
+    method, took = run(session)
+    assert method is FenceMethod.DETOUR
+    assert took == pytest.approx(DETOUR_AFTER, abs=0.01)
+    assert [lun for lun, _ in session.detours] == [7 << 48]
+
+
+def test_portal_that_takes_connections_and_holds_the_login_back_is_alive_and_not_fenced_by_time() -> None:
+    session = ScriptedSession([40.0], [(0.1, COMPLETE)], contacts=(1.0, 12.0, 23.0, 34.0))
+    method, took = run(session)
+    assert method is FenceMethod.LUN_RESET
+    assert took == pytest.approx(40.1, abs=0.01)
+
+
+def test_time_counts_from_the_last_sign_of_life() -> None:
+    method, took = run(ScriptedSession([], [], contacts=(6.0,)))
+    assert method is FenceMethod.TIME
+    assert took == pytest.approx(6.0 + TIME_FENCE, abs=DETOUR_AFTER)

@@ -155,11 +155,6 @@ async def test_n1_n2_writes_held_in_the_network_and_delivered_late(
             await register.watch(AFTER)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a portal that stays away is fenced by time alone: what the network keeps for longer still arrives",
-)
 async def test_n3_writes_held_in_the_network_of_a_portal_that_stays_away(shim: Path, tmp_path: Path) -> None:
     """Only a login with the old ISID through the other portal of the group can end the old session."""
     async with site("tgt", 2, shim, tmp_path) as host, application(host) as block:
@@ -198,11 +193,6 @@ async def test_write_that_hangs_in_the_backend_when_the_engine_is_killed(
         await block.watch(AFTER)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="after a kill only the path that comes first is fenced: the sessions of the others live on",
-)
 async def test_write_held_in_the_network_when_the_engine_is_killed_and_its_path_stays_away(
     shim: Path, tmp_path: Path
 ) -> None:

@@ -176,11 +176,6 @@ async def test_engine_holds_a_lost_write_back_until_its_path_is_fenced(
     await engine_loses_a_write(lio, engine, SLOW, "slow", lose)
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    strict=True,
-    reason="a target that holds the login back while it is busy is taken to be gone",
-)
 async def test_engine_holds_a_lost_write_back_while_lio_holds_the_login_back(
     lio: Lio, engine: EngineClient
 ) -> None:

@@ -133,7 +133,7 @@ def test_tmf_08_a_reserved_response_is_a_protocol_error(target: ScriptedTarget) 
 
 
 def test_tmf_09_abort_task_lun_reset_target_reset_then_the_session_each_in_its_time(make: Make) -> None:
-    target = make(patience=Patience(noop_interval=0, abort=10))
+    target = make(patience=Patience(noop_interval=0, abort=10, target_reset=True))
     command = target.execute(b"\0", timeout=5)
     target.take()
     target.at(5.6)
@@ -146,6 +146,14 @@ def test_tmf_09_abort_task_lun_reset_target_reset_then_the_session_each_in_its_t
     target.at(39)
     assert target.events()[0].kind is LossKind.STUCK_TASK
     assert command.outcome is Outcome.UNKNOWN
+
+
+def test_tmf_09_no_other_host_is_reset_for_our_stuck_command_unless_told(make: Make) -> None:
+    target = make(patience=Patience(noop_interval=0, abort=10))
+    target.execute(b"\0", timeout=5)
+    target.at(30)
+    assert WARM_RESET not in [pdu.bhs[1] & 0x7F for pdu in target.take() if pdu.opcode == TMF_REQUEST]
+    assert target.events()[0].kind is LossKind.STUCK_TASK
 
 
 def test_tmf_08_an_unsupported_abort_goes_on_to_lun_reset_at_once(make: Make) -> None:

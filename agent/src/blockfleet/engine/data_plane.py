@@ -266,7 +266,9 @@ class DataPlane:
                     field="identity",
                 )
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        volume = Volume(spec, self._directory, self._events, unclean=self._unclean)
+        volume = Volume(
+            spec, self._directory, self._events, lambda: tuple(self._sessions.values()), unclean=self._unclean
+        )
         self._volumes[spec.name] = volume
         return volume
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from blockfleet.block.probe import port_groups, probe
 from blockfleet.block.profile import UnitProfile
-from blockfleet.engine.fence import FenceMethod, fence
+from blockfleet.engine.fence import RESET_TIMEOUT, FenceMethod, fence
 from blockfleet.engine.session import Session
 from blockfleet.iscsi.constants import TaskResponse
 from blockfleet.model.errors import BlockfleetError
@@ -38,6 +38,9 @@ class LinkOwner(Protocol):
 
     def joined(self, link: PathLink) -> None:
         """Take note that the path carries I/O, with ``link.profile``."""
+
+    def detours(self, link: PathLink) -> tuple[Session, ...]:
+        """Return the sessions through other portals of the link's portal group that are logged in."""
 
     def fenced(self, link: PathLink, method: FenceMethod) -> None:
         """Take note that the path was fenced."""
@@ -175,12 +178,35 @@ class PathLink:
         return await self.session.wait_for_login(after, timeout)
 
     async def lun_reset(self, lun: int, timeout: float) -> TaskResponse:
+        """Reset the unit on the path's own session; see :meth:`_reset`."""
+        return await self._reset(self.session, lun, timeout)
+
+    @property
+    def contacted_at(self) -> float:
+        """Loop time at which the portal last took a TCP connection."""
+        return self.session.contacted_at
+
+    async def detour(self, lun: int) -> bool:
+        """End the old session through another portal of its group (RFC 3720 5.3.5), then reset the unit there."""
+        for other in self._owner.detours(self):
+            if not await self.session.reinstate_through(other):
+                continue
+            try:
+                response = await self._reset(other, lun, RESET_TIMEOUT)
+            except BlockfleetError as error:
+                _log.warning("fence: %s", error)
+                continue
+            if response is TaskResponse.FUNCTION_COMPLETE:
+                return True
+        return False
+
+    async def _reset(self, session: Session, lun: int, timeout: float) -> TaskResponse:
         """Reset the unit while no other path has anything in flight: it would be ended without an answer."""
         drained = asyncio.Event()
         self._device.quiesce(drained.set, DRAIN_TIMEOUT)
         try:
             await drained.wait()
-            return await self.session.lun_reset(lun, timeout)
+            return await session.lun_reset(lun, timeout)
         finally:
             self._device.resume()
 

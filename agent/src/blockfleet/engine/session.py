@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from blockfleet.block.probe import scan
@@ -51,6 +52,32 @@ _LOGIN_EVENTS = {
     Isdsc.PROTOCOL_ERROR: EventNumber.LOGIN_RESPONSE_INVALID,
 }
 """Which of the guide's events a failed login is; LOGIN_FAILED for all others."""
+
+
+class _Arrival:
+    """Waits for one login."""
+
+    def __init__(self) -> None:
+        self.arrived: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def nexus_logged_in(self, nexus: Nexus) -> None:  # noqa: ARG002
+        self._settle(True)
+
+    def nexus_lost(self, nexus: Nexus, error: BlockfleetError) -> None:  # noqa: ARG002
+        self._settle(False)
+
+    def nexus_login_failed(self, nexus: Nexus, error: BlockfleetError, will_retry: bool) -> None:  # noqa: ARG002
+        self._settle(False)
+
+    def nexus_async_event(self, nexus: Nexus, code: int, lun: int, sense: bytes) -> None:
+        """The login was all that was wanted."""
+
+    async def nexus_leaving(self, nexus: Nexus) -> None:
+        """Nothing uses it."""
+
+    def _settle(self, there: bool) -> None:
+        if not self.arrived.done():
+            self.arrived.set_result(there)
 
 
 class SessionWatcher(Protocol):
@@ -100,6 +127,7 @@ class Session:
         self._scan_answered = 0
         self._closing = False
         self._login_event = asyncio.Event()
+        self._make_nexus = make_nexus
         self.nexus = make_nexus(nexus_parameters(spec, initiator), self)
 
     def start(self) -> None:
@@ -144,6 +172,29 @@ class Session:
     async def lun_reset(self, lun: int, timeout: float) -> TaskResponse:
         """Reset a logical unit and return the answer; raises :class:`BlockfleetError` without one."""
         return await self.nexus.lun_reset(lun, timeout)
+
+    async def reinstate_through(self, other: Session) -> bool:
+        """Log in with this session's ISID through another session's portal, and out again.
+
+        The target ends what it still has of this session, whatever the network keeps of it, if both portals are
+        of one group (RFC 3720 5.3.5, 9.1.1).
+        """
+        listener = _Arrival()
+        parameters = replace(self.nexus.parameters, portal=other.nexus.parameters.portal)
+        nexus = self._make_nexus(parameters, listener)
+        nexus.start()
+        try:
+            async with asyncio.timeout(parameters.login_timeout):
+                return await listener.arrived
+        except TimeoutError:
+            return False
+        finally:
+            await nexus.stop()
+
+    @property
+    def contacted_at(self) -> float:
+        """Loop time at which the portal last took a TCP connection: the target was alive then."""
+        return self.nexus.contacted_at
 
     @property
     def logged_in(self) -> bool:

@@ -7,14 +7,14 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path as FilePath
 
 from blockfleet.block.disk import ScsiDisk
 from blockfleet.block.profile import UnitProfile
 from blockfleet.engine.event_log import EventLog
-from blockfleet.engine.fence import FenceMethod, fence
+from blockfleet.engine.fence import DETOUR_AFTER, TIME_FENCE, FenceMethod, fence
 from blockfleet.engine.interface import Fault, PathPhase, PathState, VolumeSpec, VolumeState
 from blockfleet.engine.path_link import PathLink
 from blockfleet.engine.session import Session
@@ -73,7 +73,16 @@ class Volume:
     fenced before the first use of the unit.
     """
 
-    def __init__(self, spec: VolumeSpec, directory: FilePath, events: EventLog, *, unclean: bool = False) -> None:
+    def __init__(
+        self,
+        spec: VolumeSpec,
+        directory: FilePath,
+        events: EventLog,
+        sessions: Callable[[], Iterable[Session]],
+        *,
+        unclean: bool = False,
+    ) -> None:
+        self._sessions = sessions
         self.spec = spec
         self._events = events
         self._loop = asyncio.get_running_loop()
@@ -279,8 +288,36 @@ class Volume:
         """Fence what an engine that was killed may have left in the unit."""
         async with self._first_use:
             if self._unclean:
+                others = [
+                    s for s in self._sessions() if s.spec.target in self.spec.targets and s is not link.session
+                ]
+                await asyncio.gather(*(self._end_predecessor(other, link.session) for other in others))
                 await fence(link, link.path.lun, link.generation - 1, self._created)
                 self._unclean = False
+
+    async def _end_predecessor(self, session: Session, through: Session) -> None:
+        """Make the target drop what a killed engine sent on a session: by a login, here or through another portal.
+
+        Which group a portal that never answered is in is not known, so the detour stands in for no time.
+        """
+        if await session.wait_for_login(0, DETOUR_AFTER):
+            return
+        if session.spec.target == through.spec.target:
+            await session.reinstate_through(through)
+        await session.wait_for_login(0, max(0.0, self._created + TIME_FENCE - self._loop.time()))
+
+    def detours(self, link: PathLink) -> tuple[Session, ...]:
+        """Return the sessions of the link's portal group that are logged in."""
+        own = link.session
+        return tuple(
+            other
+            for other in self._sessions()
+            if other is not own
+            and other.logged_in
+            and other.spec.target == own.spec.target
+            and own.nexus.portal_group_tag is not None
+            and other.nexus.portal_group_tag == own.nexus.portal_group_tag
+        )
 
     def judge(self, link: PathLink, profile: UnitProfile | None) -> BlockfleetError | None:
         """Say why a unit must not be used; a path that was one before may have grown or shrunk."""

@@ -68,6 +68,8 @@ class Patience:
     """For the answer to a task management function."""
     logout: float = 5.0
     text: float = 10.0
+    target_reset: bool = False
+    """Whether a stuck command may cost the whole target a reset before the session: it hits other hosts too."""
 
 
 class Session:

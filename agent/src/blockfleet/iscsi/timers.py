@@ -104,6 +104,8 @@ def _scan_tasks(session: Session, connection: Connection, now: float) -> None:
             continue
         session.counters.timeouts += 1
         step = _NEXT_FUNCTION.get(task.abort_stage)
+        if step is not None and step[0] is AbortStage.TARGET_WARM_RESET and not session.patience.target_reset:
+            step = None
         if step is None:
             cdb = task.command.cdb.hex()
             connection.lose(LossKind.STUCK_TASK, f"command {cdb} neither finished nor was aborted")

@@ -68,15 +68,16 @@ async def dial_with_fallback(
     intent: LoginIntent,
     random_bytes: Callable[[int], bytes],
     on_event: Callable[[Event], None],
+    on_contact: Callable[[], None] = lambda: None,
 ) -> Dialled | LoginFailure:
     """Do as :func:`dial`; where the target stumbles over a list of CHAP algorithms, try the last one alone.
 
     The last one is the weakest that the credentials allow: the target gets nothing that was not offered before.
     """
-    outcome = await dial(portal, intent, random_bytes, on_event)
+    outcome = await dial(portal, intent, random_bytes, on_event, on_contact)
     if isinstance(outcome, LoginFailure) and outcome.retry_single_algorithm and intent.credentials is not None:
         single = replace(intent, credentials=intent.credentials.with_last_algorithm())
-        outcome = await dial(portal, single, random_bytes, on_event)
+        outcome = await dial(portal, single, random_bytes, on_event, on_contact)
     return outcome
 
 
@@ -85,16 +86,19 @@ async def dial(
     intent: LoginIntent,
     random_bytes: Callable[[int], bytes],
     on_event: Callable[[Event], None],
+    on_contact: Callable[[], None] = lambda: None,
 ) -> Dialled | LoginFailure:
     """Connect and log in within ``intent.timeout`` seconds.
 
     Returns the target's refusal as a value; raises :class:`BlockfleetError` where there is no answer to it: not
-    reachable, timed out, closed, not an iSCSI target.  ``on_event`` gets the events of the session that follow.
+    reachable, timed out, closed, not an iSCSI target.  ``on_event`` gets the events of the session that follow,
+    ``on_contact`` is called when the TCP connection is up.
     """
     dialling = _Dialling(portal, intent, random_bytes, on_event)
     try:
         async with asyncio.timeout(intent.timeout):
             await connect(portal, lambda: dialling.transport)
+            on_contact()
             outcome = await dialling.outcome
     except TimeoutError:
         raise dialling.timed_out() from None

@@ -113,6 +113,8 @@ class Nexus:
         self.result: LoginResult | None = None
         self.lost_at = 0.0
         """Loop time at which the last session's socket was reset; a time fence counts from here."""
+        self.contacted_at = 0.0
+        """Loop time at which the portal last took a TCP connection."""
         self._listener = listener
         self._random_bytes = random_bytes
         self._loop = asyncio.get_running_loop()
@@ -305,7 +307,7 @@ class Nexus:
             timeout=parameters.login_timeout,
             patience=Patience(noop_interval=parameters.noop_interval, noop_timeout=parameters.noop_timeout),
         )
-        outcome = await dial_with_fallback(portal, intent, self._random_bytes, self._session_event)
+        outcome = await dial_with_fallback(portal, intent, self._random_bytes, self._session_event, self._contacted)
         if isinstance(outcome, LoginFailure):
             return outcome
         self._dialled = outcome
@@ -353,6 +355,9 @@ class Nexus:
         if isinstance(ended, LoggedOut):
             return float(self.result.negotiated.default_time2wait) if obeyed and self.result else 0.0
         return ended.wait
+
+    def _contacted(self) -> None:
+        self.contacted_at = self._loop.time()
 
     def _session_event(self, event: Event) -> None:
         """Take what a logged-in session tells."""
