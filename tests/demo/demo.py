@@ -170,7 +170,11 @@ class Demo:
     async def _end_session(self, portal: str) -> None:
         key = session_key(TARGET, portal)
         print(f"(telling the engine, not the agent, to log out of {portal})", flush=True)
-        await EngineClient(self.runtime / "engine.sock").close_session(key)
+        client = EngineClient(self.runtime / "engine.sock")
+        try:
+            await client.close_session(key)
+        finally:
+            await client.close()
 
 
 def main() -> None:
