@@ -20,8 +20,8 @@ from blockfleet.model.errors import BlockfleetError
 TIME_FENCE = 15.0
 """Seconds after which a target that cannot be reached is taken to have given up the old session's commands."""
 
-DETOUR_AFTER = 2.0
-"""Seconds that a portal has to take the session back before another portal of its group is asked."""
+DETOUR_AFTER = 5.0
+"""Seconds that a portal has to take the session back, Time2Wait and all, before another of its group is asked."""
 
 RESET_TIMEOUT = 30.0
 """Seconds for the answer to LUN RESET; a target answers only when the commands before it have ended."""
