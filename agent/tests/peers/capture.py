@@ -26,7 +26,8 @@ _PREFERENCES = (
 _COUNTS = re.compile(r"received/dropped on interface .*: \d+/(\d+) ")
 _DECODE_TIMEOUT = 60.0
 _Pairs = tuple[tuple[str, Any], ...]
-_WRONG = "_ws.malformed || iscsi.opcode.invalid || iscsi.keyvalue.invalid"
+# The marks of the capture are random bytes over UDP, in which a dissector may see anything.
+_WRONG = "tcp && (_ws.malformed || iscsi.opcode.invalid || iscsi.keyvalue.invalid)"
 
 
 @dataclass(frozen=True)

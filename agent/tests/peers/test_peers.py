@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 
@@ -148,6 +149,19 @@ class TestCapture:
         assert all("iscsi.headerdigest32" in pdu.fields for pdu in commands)
         numbers = [pdu.number("cmdsn") for pdu in commands]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+    def test_a_mark_that_resembles_a_broken_protocol_is_no_malformed_pdu(self, tgt, tshark_capture, monkeypatch):
+        # RFC 4585 6.1: version 2, payload-specific feedback, longer than the datagram.
+        monkeypatch.setattr(
+            "secrets.token_bytes", lambda length: bytes.fromhex("81ce00ff") + os.urandom(length - 4)
+        )
+        tgt.add_target(NAME)
+        tgt.add_unit(NAME, MEBIBYTE)
+        capture = tshark_capture(tgt.portals[0])
+        run("iscsi-inq", url(tgt.portals[0]))
+        capture.stop()
+        assert "Malformed Packet" in capture.decode("-Y", "udp")
+        assert capture.check()
 
     def test_bad_digest_and_malformed_pdu_are_found(self, tgt, tshark_capture):
         tgt.add_target(NAME)
