@@ -64,6 +64,10 @@ class Connection:
         self.states = StateMachine(CONNECTION_TRANSITIONS, ConnectionState.FREE)
         self.login_deadline = login_deadline
         self.exp_stat_sn = 0
+        self.commands = 0
+        """SCSI commands that were first sent here."""
+        self.in_flight = 0
+        """Tasks that are allegiant to this connection."""
         self.last_heard = 0.0
         self.negotiated = Negotiated()
         self._login: LoginMachine | None = login

@@ -180,11 +180,22 @@ class Session:
             tag = tag + 1 & MASK
         self._next_tag = tag + 1 & MASK
         task.tag = tag
-        task.cmd_sn = cmd_sn = self.cmd_sn
-        self.cmd_sn = cmd_sn + 1 & MASK
+        task.cmd_sn = self.cmd_sn
+        self.cmd_sn = task.cmd_sn + 1 & MASK
         self.tasks[tag] = task
-        counters = self.counters
-        counters.commands += 1
+        self.counters.commands += 1
+        task.connection = connection
+        connection.commands += 1
+        connection.in_flight += 1
+        if command.data_out is not None:
+            self.counters.bytes_out += len(command.data_out)
+        self.issue(connection, task)
+
+    def issue(self, connection: Connection, task: Task) -> None:
+        """Put a numbered command on the wire, for the first time or as a retry (RFC 3720 6.2.1)."""
+        command = task.command
+        tag = task.tag
+        cmd_sn = task.cmd_sn
         data_out = command.data_out
         if len(command.cdb) > _CDB_IN_BHS or (data_out is not None and command.data_in is not None):
             self._send_general(connection, task)
@@ -199,7 +210,6 @@ class Session:
             )
         else:
             size = len(data_out)
-            counters.bytes_out += size
             immediate, unsolicited = self._unsolicited(connection, size)
             flags = _W | command.attribute if unsolicited else _F | _W | command.attribute
             header = SCSI_COMMAND.pack(
@@ -225,7 +235,6 @@ class Session:
         size_out = 0 if command.data_out is None else len(command.data_out)
         size_in = 0 if command.data_in is None else len(command.data_in)
         immediate, unsolicited = self._unsolicited(connection, size_out)
-        self.counters.bytes_out += size_out
         flags = command.attribute | (_R if size_in else 0) | (_W if size_out else 0)
         pdu = ScsiCommandPdu(
             initiator_task_tag=task.tag,
@@ -242,9 +251,13 @@ class Session:
         if unsolicited:
             connection.send_burst(task, RESERVED_TAG, immediate, unsolicited)
 
+    def _forget(self, task: Task) -> None:
+        del self.tasks[task.tag]
+        task.connection.in_flight -= 1
+
     def complete(self, task: Task) -> None:
         """End a task whose status has come."""
-        del self.tasks[task.tag]
+        self._forget(task)
         command = task.command
         data_in = command.data_in
         if data_in is not None:
@@ -262,12 +275,12 @@ class Session:
 
     def target_failure(self, task: Task, response: int) -> None:
         """End a task that the target gave up: nothing is said of how far it came (RFC 3720 10.4.3, SAM-3 5.1)."""
-        del self.tasks[task.tag]
+        self._forget(task)
         self._end(task, Outcome.UNKNOWN, f"target failure (response {response:#04x})")
 
     def abort_reported(self, task: Task, why: str) -> None:
         """End a task of which the target has said that it does not run any more."""
-        del self.tasks[task.tag]
+        self._forget(task)
         self._end(task, Outcome.ABORTED, why)
 
     def expire_pending(self, task: Task) -> None:

@@ -6,9 +6,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from blockfleet.iscsi.constants import TaskFunction, TaskResponse
 from blockfleet.scsi.command import ScsiCommand
+
+if TYPE_CHECKING:
+    from blockfleet.iscsi.connection import Connection
 
 
 class AbortStage(enum.IntEnum):
@@ -23,11 +27,24 @@ class AbortStage(enum.IntEnum):
 class Task:
     """A SCSI command in flight: its tag, numbers and how much of its data has moved.
 
-    ``data_sn`` is the number of the next Data-In or R2T, ``received`` the contiguous bytes read so far,
-    ``read_residual`` what a bidirectional command left unread.
+    ``connection`` is the one that it is allegiant to (RFC 3720 3.2.4.1), ``data_sn`` the number of the next Data-In
+    or R2T, ``received`` the contiguous bytes read so far, ``read_residual`` what a bidirectional command left
+    unread.
     """
 
-    __slots__ = ("abort_stage", "cmd_sn", "command", "data_sn", "deadline", "read_residual", "received", "tag")
+    __slots__ = (
+        "abort_stage",
+        "cmd_sn",
+        "command",
+        "connection",
+        "data_sn",
+        "deadline",
+        "read_residual",
+        "received",
+        "tag",
+    )
+
+    connection: Connection
 
     def __init__(self, command: ScsiCommand, deadline: float) -> None:
         self.command = command
