@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from blockfleet.engine.interface import Credentials, InitiatorSpec, SessionSpec, session_key
 from blockfleet.iscsi.chap import ALGORITHM_NAMES, ChapCredentials
 from blockfleet.model import names
@@ -48,7 +46,7 @@ def nexus_parameters(spec: SessionSpec, initiator: InitiatorSpec) -> NexusParame
 
 def needs_new_login(used: NexusParameters, wanted: NexusParameters) -> bool:
     """Tell whether ``wanted`` differs from ``used`` in something that only a new login brings into force."""
-    return replace(used, login_timeout=wanted.login_timeout) != wanted
+    return used.taking(wanted) != wanted
 
 
 def chap_credentials(credentials: Credentials | None) -> ChapCredentials | None:

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
+from blockfleet.balance.policy import SELECTORS, LoadBalancePolicy, Selector
 from blockfleet.model.desired import Policy
 from blockfleet.multipath.events import DevicePhase, Event, EventKind
 from blockfleet.multipath.path import RANKS, Path, PathPhase
-from blockfleet.multipath.policy import SELECTORS, Selector
 from blockfleet.scsi.alua import AccessState
 
 MAXIMUM_PATHS = 64
@@ -23,7 +23,7 @@ class PathGroup:
         self.paths: list[Path] = []
         self.phase = DevicePhase.QUEUEING
         self.policy = policy
-        self.selector: Selector = SELECTORS[policy]()
+        self.selector: Selector[Path] = SELECTORS[LoadBalancePolicy(policy)]()
         self.serving = False
         """Whether there is a path that can be expected to serve the unit."""
 
@@ -46,7 +46,7 @@ class PathGroup:
     def set_policy(self, policy: Policy) -> None:
         """Spread I/O in another way; :meth:`update` has to follow."""
         self.policy = policy
-        self.selector = SELECTORS[policy]()
+        self.selector = SELECTORS[LoadBalancePolicy(policy)]()
 
     def update(self, cause: str) -> list[Event]:
         """Work out the phases after anything about a path changed; returns what there is to tell.

@@ -47,8 +47,9 @@ INACCESSIBLE = (AccessState.TRANSITIONING, AccessState.UNAVAILABLE, AccessState.
 class Path:
     """A path and what is known of it.  Only its device changes it; ``executor`` is the session's nexus.
 
-    ``session`` is the session's key, ``lun`` the 64-bit LUN structure on that session, ``weight`` what the
-    administrator gave it for policies that look at weights.  Counters are plain integers that only grow.
+    ``session`` is the session's key, ``lun`` the 64-bit LUN structure on that session, ``weight`` and
+    ``standby`` what the administrator gave it for policies that look at them.  Counters are plain integers that
+    only grow.
     """
 
     __slots__ = (
@@ -76,19 +77,28 @@ class Path:
         "preferred",
         "reset_until",
         "session",
+        "standby",
         "unfenced",
         "up",
         "weight",
     )
 
     def __init__(
-        self, executor: ScsiExecutor, lun: int, session: str, *, limit: int = IN_FLIGHT_LIMIT, weight: int = 0
+        self,
+        executor: ScsiExecutor,
+        lun: int,
+        session: str,
+        *,
+        limit: int = IN_FLIGHT_LIMIT,
+        weight: int = 0,
+        standby: bool = False,
     ) -> None:
         self.executor = executor
         self.execute = executor.execute
         self.lun = lun
         self.session = session
         self.weight = weight
+        self.standby = standby
         self.maximum = limit
         self.limit = limit
         """Commands at a time right now: less than ``maximum`` while the target is congested."""

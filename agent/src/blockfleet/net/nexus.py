@@ -13,9 +13,10 @@ import enum
 import os
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from blockfleet.balance.policy import LoadBalancePolicy
 from blockfleet.iscsi.chap import ChapCredentials
 from blockfleet.iscsi.constants import TaskFunction, TaskResponse
 from blockfleet.iscsi.events import (
@@ -34,6 +35,12 @@ from blockfleet.model.errors import BlockfleetError
 from blockfleet.model.isdsc import Isdsc
 from blockfleet.model.portal import Portal
 from blockfleet.net.addresses import redirect_allowed, resolve
+from blockfleet.net.connections import (
+    MAXIMUM_CONNECTIONS,
+    ConnectionPhase,
+    ConnectionSpec,
+    ConnectionStatus,
+)
 from blockfleet.net.login import Dialled, LoginIntent, dial_with_fallback
 from blockfleet.scsi.command import Outcome, ScsiCommand
 
@@ -60,7 +67,11 @@ class NexusPhase(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NexusParameters:
-    """Who logs in where, and with what; the times are in seconds."""
+    """Who logs in where, and with what; the times are in seconds.
+
+    ``portal``, ``weight`` and ``standby`` are the leading connection's, ``connections`` are further ones.
+    ``error_recovery_level`` (0 to 2) is what is offered; the target may lower it.
+    """
 
     initiator_name: str
     initiator_alias: str
@@ -73,6 +84,28 @@ class NexusParameters:
     login_timeout: float = 10.0
     noop_interval: float = 5.0
     noop_timeout: float = 5.0
+    error_recovery_level: int = 0
+    weight: int = 0
+    standby: bool = False
+    connections: tuple[ConnectionSpec, ...] = ()
+    connection_policy: LoadBalancePolicy = LoadBalancePolicy.ROUND_ROBIN
+
+    @property
+    def maximum_connections(self) -> int:
+        """MaxConnections as it is offered: 1, or room for additions where several are wanted (RFC 3720 12.2)."""
+        return MAXIMUM_CONNECTIONS if self.connections else 1
+
+    def taking(self, wanted: NexusParameters) -> NexusParameters:
+        """Return these parameters with what of ``wanted`` comes into force without a new login."""
+        connections = wanted.connections if self.maximum_connections > 1 else ()
+        return replace(
+            self,
+            login_timeout=wanted.login_timeout,
+            weight=wanted.weight,
+            standby=wanted.standby,
+            connections=connections,
+            connection_policy=wanted.connection_policy,
+        )
 
 
 class NexusListener(Protocol):
@@ -225,6 +258,27 @@ class Nexus:
             Isdsc.SCSI_REQUEST_FAILED,
             f"no answer to {name} from {self.parameters.target} at {self.parameters.portal}",
             remedy="check the session's state",
+        )
+
+    @property
+    def connections(self) -> tuple[ConnectionStatus, ...]:
+        """The connections of the present session, the leading one first."""
+        session, parameters = self._session, self.parameters
+        if session is None:
+            return ()
+        return tuple(
+            ConnectionStatus(
+                connection.cid,
+                parameters.portal,
+                ConnectionPhase.LOGGED_IN,
+                parameters.weight,
+                parameters.standby,
+                connection.commands,
+                connection.in_flight,
+                session.counters.bytes_in,
+                session.counters.bytes_out,
+            )
+            for connection in session.connections.values()
         )
 
     @property
