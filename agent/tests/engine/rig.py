@@ -24,6 +24,7 @@ from blockfleet.engine.interface import (
 )
 from blockfleet.model.desired import LoginOptions, Policy
 from blockfleet_testtarget.config import Config, PortalConfig, TargetConfig, UnitConfig
+from blockfleet_testtarget.faults.base import Fault
 from blockfleet_testtarget.target import TestTarget
 
 HOST = "iqn.2026-11.com.example:host"
@@ -119,6 +120,13 @@ class Rig:
                 async for event in self.engine.events():
                     found.append(event)  # noqa: PERF401 - the stream has no end
         return [event for event in found if event.name in names]
+
+
+async def struck(fault: Fault, seconds: float = 10.0) -> None:
+    """Wait until the target has met what an armed fault is for: the engine's own count may run ahead of it."""
+    async with asyncio.timeout(seconds):
+        while not fault.struck:
+            await asyncio.sleep(0.01)
 
 
 async def until(engine: Engine, what: Callable[[EngineState], bool], seconds: float = 20.0) -> EngineState:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.engine.rig import HOST, Rig, two_portals
+from tests.engine.rig import HOST, Rig, struck, two_portals
 from tests.export.nbd_client import READ, WRITE, NbdClient
 
 from blockfleet.engine import fence, path_link
@@ -30,14 +30,17 @@ async def rig(tmp_path: Path, monkeypatch) -> AsyncIterator[Rig]:
     await data_plane.configure(InitiatorSpec(name=HOST))
     async with TestTarget(two_portals()) as target:
         yield Rig(data_plane, target)
+        await NbdClient.close_all()
         await data_plane.close()
 
 
 async def hung_write(rig: Rig, client: NbdClient) -> str:
     """Send a write that the target never answers; returns the session that it hangs on."""
-    rig.target.arm(build_fault("lose_command", {"command": "write"}))
+    lost = build_fault("lose_command", {"command": "write"})
+    rig.target.arm(lost)
     client.send(WRITE, 0, BLOCK, data=b"\x77" * BLOCK)
-    state = await rig.until(lambda s: any(p.counters["in_flight"] for p in s.volumes[0].paths))
+    await struck(lost)
+    state = await rig.state()
     return next(p.session for p in state.volumes[0].paths if p.counters["in_flight"])
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 from tests.engine.conftest import EngineProcess
-from tests.engine.rig import HOST, QUICK, SIZE, Rig, command, fio, isid, two_portals, uri
+from tests.engine.rig import HOST, QUICK, SIZE, Rig, command, fio, isid, struck, two_portals, uri
 from tests.export.nbd_client import EIO, READ, WRITE, NbdClient
 
 from blockfleet.engine.client import EngineClient
 from blockfleet.engine.interface import InitiatorSpec
 from blockfleet.model.desired import LoginOptions, Policy
 from blockfleet_testtarget.faults import build_fault
+from blockfleet_testtarget.faults.base import Fault
 from blockfleet_testtarget.target import TestTarget
 
 BLOCK = 4096
@@ -27,10 +28,13 @@ async def rig(engine_client: EngineClient) -> AsyncIterator[Rig]:
     await engine_client.configure(InitiatorSpec(name=HOST))
     async with TestTarget(two_portals()) as target:
         yield Rig(engine_client, target)
+        await NbdClient.close_all()
 
 
-def arm(rig: Rig, name: str, **parameters: object) -> None:
-    rig.target.arm(build_fault(name, parameters))
+def arm(rig: Rig, name: str, **parameters: object) -> Fault:
+    fault = build_fault(name, parameters)
+    rig.target.arm(fault)
+    return fault
 
 
 # --- lost connections -----------------------------------------------------------------------------------------
@@ -90,10 +94,10 @@ async def test_path_that_falls_silent_is_found_by_a_ping_and_i_o_moves(rig: Rig)
 async def test_write_of_unknown_outcome_is_answered_only_after_its_fence(rig: Rig) -> None:
     """A write hangs in the target and its connection is reset: LUN RESET, a second copy, an answer."""
     volume = await rig.two_paths(Policy.FAIL_OVER_ONLY)
-    arm(rig, "lose_command", command="write")
+    lost = arm(rig, "lose_command", command="write")
     client = await NbdClient.open(Path(volume.socket))
     write = asyncio.create_task(client.ask(WRITE, 0, BLOCK, data=b"\x5a" * BLOCK))
-    await rig.until(lambda s: sum(p.counters["in_flight"] for p in s.volumes[0].paths) == 1)
+    await struck(lost)
     arm(rig, "drop_now")
     reply = await asyncio.wait_for(write, 10)
     assert reply.error == 0
@@ -107,10 +111,10 @@ async def test_write_of_unknown_outcome_is_answered_only_after_its_fence(rig: Ri
 async def test_reads_beside_an_unfenced_write_go_on_through_the_other_path(rig: Rig) -> None:
     volume = await rig.two_paths(Policy.FAIL_OVER_ONLY)
     first = next(p.session for p in volume.paths if p.phase == "active")
-    arm(rig, "lose_command", command="write")
+    lost = arm(rig, "lose_command", command="write")
     client = await NbdClient.open(Path(volume.socket))
     client.send(WRITE, 0, BLOCK, data=b"\x5a" * BLOCK)
-    await rig.until(lambda s: sum(p.counters["in_flight"] for p in s.volumes[0].paths) == 1)
+    await struck(lost)
     index = 0 if first == rig.key(0) else 1
     await rig.target.close_portal(index)
     await rig.until(lambda s: any(p.phase == "fencing" for p in s.volumes[0].paths))

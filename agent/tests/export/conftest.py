@@ -58,8 +58,7 @@ async def serve(folder: Path) -> AsyncIterator[Serve]:
         return export
 
     yield start
-    while NbdClient.opened:
-        await NbdClient.opened.pop().close()
+    await NbdClient.close_all()
     for export in exports:
         await export.stop(drain_timeout=0.2)
 

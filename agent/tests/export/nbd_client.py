@@ -143,6 +143,12 @@ class NbdClient:
         except ConnectionError:
             return True
 
+    @classmethod
+    async def close_all(cls) -> None:
+        """Drop the connections that a test left open."""
+        while cls.opened:
+            await cls.opened.pop().close()
+
     async def close(self) -> None:
         """Drop the connection."""
         self.writer.close()
