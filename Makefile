@@ -39,9 +39,14 @@ peers: ## Install the real peers that the tests meet (Debian packages; needs roo
 	@tests/peers/install
 
 .PHONY: test
-test: $(VENV)/.dev peers ## Run all tests but the slow lab; writes build/junit.xml
+test: $(VENV)/.dev peers ## Run all tests but the slow lab; writes build/junit*.xml; PYTEST="..." narrows it
 	@mkdir -p build
+ifdef PYTEST
 	cd agent && $(BIN)/pytest --junit-xml=$(ROOT)/build/junit.xml $(PYTEST)
+else
+	cd agent && $(BIN)/pytest -m 'not lab and not alone' -n 2 --dist loadfile --junit-xml=$(ROOT)/build/junit.xml
+	cd agent && $(BIN)/pytest -m alone --junit-xml=$(ROOT)/build/junit-alone.xml
+endif
 
 .PHONY: check
 check: $(VENV)/.dev ## Format, lint, types, layers, docs, changelog

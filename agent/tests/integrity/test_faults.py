@@ -22,7 +22,7 @@ from tests.peers.tgt import Tgt
 
 from blockfleet.model.desired import Policy
 
-pytestmark = pytest.mark.peer
+pytestmark = [pytest.mark.peer, pytest.mark.alone]
 
 SCALE = float(os.environ.get("BLOCKFLEET_FAULT_SCALE", "1"))
 DEPTH = 32

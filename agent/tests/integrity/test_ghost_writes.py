@@ -22,7 +22,7 @@ from tests.peers.tgt import Tgt
 
 from blockfleet.model.desired import Policy
 
-pytestmark = pytest.mark.peer
+pytestmark = [pytest.mark.peer, pytest.mark.alone]
 
 DELAY = 2.6
 """Seconds that a write hangs in the backend: more than it takes to find a silent path, 2 s here."""

@@ -24,7 +24,7 @@ from blockfleet.net.nexus import Nexus
 from blockfleet.scsi.cdb import read_10, write_10
 from blockfleet.scsi.command import Outcome
 
-pytestmark = pytest.mark.peer
+pytestmark = [pytest.mark.peer, pytest.mark.alone]
 
 DELAY = 1.5
 _SECTORS = BLOCK // 512
