@@ -336,8 +336,9 @@ class Connection:
             target[offset:end] = data
         task.data_sn = data_sn + 1
         task.received += length
-        if max_cmd_sn != session.max_cmd_sn or exp_cmd_sn != session.exp_cmd_sn:
-            session.update_window(exp_cmd_sn, max_cmd_sn)
+        moved = max_cmd_sn != session.max_cmd_sn or exp_cmd_sn != session.exp_cmd_sn
+        if moved and not session.update_window(exp_cmd_sn, max_cmd_sn):
+            return
         if flags & _STATUS:
             self._status_in_data(task, flags, status, stat_sn, residual)
         if session.pending:
@@ -380,7 +381,8 @@ class Connection:
         if not self.take_status(stat_sn):
             return
         session = self.session
-        session.update_window(exp_cmd_sn, max_cmd_sn)
+        if not session.update_window(exp_cmd_sn, max_cmd_sn):
+            return
         task = self._tasks.get(tag)
         if task is None:
             self.protocol_error(f"SCSI Response for tag {tag:#010x}, which is no task")
@@ -416,7 +418,8 @@ class Connection:
         )
         task = self._tasks.get(tag)
         session = self.session
-        session.update_window(exp_cmd_sn, max_cmd_sn)
+        if not session.update_window(exp_cmd_sn, max_cmd_sn):
+            return
         if task is None or task.command.data_out is None:
             self.protocol_error(f"R2T for tag {tag:#010x}, which writes nothing")
             return
@@ -431,10 +434,13 @@ class Connection:
             fault = f"for {length} bytes where MaxBurstLength is {self.negotiated.max_burst_length}"
         elif offset + length > len(task.command.data_out):
             fault = f"for {offset}..{offset + length} of {len(task.command.data_out)} bytes"
+        elif task.asked + length > len(task.command.data_out) and not self.negotiated.error_recovery_level:
+            fault = "for data that were asked for before, which is recovery"
         if fault:
             self.protocol_error(f"R2T of tag {tag:#010x} {fault}")
             return
         task.data_sn = r2t_sn + 1
+        task.asked += length
         session.counters.r2ts += 1
         self.send_burst(task, transfer_tag, offset, length)
         if session.pending:

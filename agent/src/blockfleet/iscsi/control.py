@@ -120,9 +120,11 @@ def _on_text_response(connection: Connection, pdu: Pdu) -> None:
 def _on_logout_response(connection: Connection, pdu: Pdu) -> None:
     assert isinstance(pdu, LogoutResponse)
     session = connection.session
-    if not isinstance(session.control.pop(pdu.initiator_task_tag, None), LogoutRequest):
+    if not isinstance(session.control.get(pdu.initiator_task_tag), LogoutRequest):
         connection.protocol_error("Logout Response to no Logout Request")
-    elif pdu.response == LogoutResponseCode.SUCCESS:
+        return
+    del session.control[pdu.initiator_task_tag]
+    if pdu.response == LogoutResponseCode.SUCCESS:
         connection.logged_out()
     else:
         connection.lose(LossKind.LOGOUT, f"logout answered with {pdu.response}", pdu.time2wait, pdu.time2retain)
@@ -209,8 +211,9 @@ def handle_control(connection: Connection, pdu: Pdu) -> None:
         return
     # A ping of the target's shows the next StatSN and does not use it (RFC 3720 10.19.2).
     shown_only = isinstance(pdu, NopIn) and pdu.initiator_task_tag == RESERVED_TAG
-    if shown_only or connection.take_status(pdu.stat_sn):
-        connection.session.update_window(pdu.exp_cmd_sn, pdu.max_cmd_sn)
+    if not shown_only and not connection.take_status(pdu.stat_sn):
+        return
+    if connection.session.update_window(pdu.exp_cmd_sn, pdu.max_cmd_sn):
         handler(connection, pdu)
 
 

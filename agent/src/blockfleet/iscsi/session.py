@@ -131,6 +131,7 @@ class Session:
         for collection in (self.tasks, self.pending, self.control):
             collection.clear()
         for task in tasks:
+            task.connection.in_flight -= 1
             self._end(task, Outcome.UNKNOWN, why)
         for task in pending:
             self._end(task, Outcome.NOT_SENT, why)
@@ -288,18 +289,19 @@ class Session:
         self.pending.remove(task)
         self._end(task, Outcome.NOT_SENT, "the command window did not open in time")
 
-    def update_window(self, exp_cmd_sn: int, max_cmd_sn: int) -> None:
-        """Take ExpCmdSN and MaxCmdSN from a PDU, by the rules of RFC 3720 3.2.2.1."""
+    def update_window(self, exp_cmd_sn: int, max_cmd_sn: int) -> bool:
+        """Take ExpCmdSN and MaxCmdSN by the rules of RFC 3720 3.2.2.1; False where they end the session."""
         if after(exp_cmd_sn - 1 & MASK, max_cmd_sn):
-            return
+            return True
         if after(exp_cmd_sn, self.exp_cmd_sn):
             if not within(self.exp_cmd_sn, exp_cmd_sn, self.cmd_sn):
                 if self.live is not None:
                     self.live.protocol_error(f"ExpCmdSN {exp_cmd_sn:#010x} is beyond CmdSN {self.cmd_sn:#010x}")
-                return
+                return False
             self.exp_cmd_sn = exp_cmd_sn
         if after(max_cmd_sn, self.max_cmd_sn):
             self.max_cmd_sn = max_cmd_sn
+        return True
 
     # -- everything but commands
 

@@ -28,12 +28,13 @@ class Task:
     """A SCSI command in flight: its tag, numbers and how much of its data has moved.
 
     ``connection`` is the one that it is allegiant to (RFC 3720 3.2.4.1), ``data_sn`` the number of the next Data-In
-    or R2T, ``received`` the contiguous bytes read so far, ``read_residual`` what a bidirectional command left
-    unread.
+    or R2T, ``received`` the contiguous bytes read so far, ``asked`` the bytes that R2Ts have asked for,
+    ``read_residual`` what a bidirectional command left unread.
     """
 
     __slots__ = (
         "abort_stage",
+        "asked",
         "cmd_sn",
         "command",
         "connection",
@@ -53,6 +54,7 @@ class Task:
         self.cmd_sn = 0
         self.data_sn = 0
         self.received = 0
+        self.asked = 0
         self.read_residual = 0
         self.abort_stage = AbortStage.NONE
 

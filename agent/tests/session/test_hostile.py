@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A session whose target breaks the rules: it ends once, with everything that it carried, and then it is silent."""
+
+from __future__ import annotations
+
+import pytest
+from tests.session.scripted_target import LUN, RESERVED, Make, ScriptedTarget, header
+
+from blockfleet.iscsi.constants import TaskFunction
+from blockfleet.iscsi.events import LossKind
+from blockfleet.scsi.command import Outcome
+
+NOP_IN, RESPONSE, DATA_IN, LOGOUT_RESPONSE, R2T = 0x20, 0x21, 0x25, 0x26, 0x31
+
+
+def beyond(target: ScriptedTarget) -> dict[str, int]:
+    """Numbers that acknowledge commands which were never sent: the end of the connection."""
+    numbers = target.numbers()
+    return {**numbers, "expcmdsn": numbers["expcmdsn"] + 20, "maxcmdsn": numbers["maxcmdsn"] + 20}
+
+
+def test_num_08_status_in_a_data_in_that_ends_the_connection_completes_nothing(target: ScriptedTarget) -> None:
+    command = target.execute(b"\x28", read=512)
+    (read,) = target.take()
+    target.give(header(DATA_IN, 0x81, itt=read.itt, ttt=RESERVED, **beyond(target)), bytes(512))
+    assert [event.kind for event in target.events()] == [LossKind.PROTOCOL]
+    assert (target.done, command.outcome) == ([command], Outcome.UNKNOWN)
+
+
+def test_num_08_a_response_that_ends_the_connection_completes_nothing(target: ScriptedTarget) -> None:
+    command = target.execute(b"\0")
+    (request,) = target.take()
+    target.give(header(RESPONSE, 0x80, itt=request.itt, **beyond(target)))
+    (event,) = target.events()
+    assert "ExpCmdSN" in event.detail
+    assert (target.done, command.outcome) == ([command], Outcome.UNKNOWN)
+
+
+def test_num_08_an_r2t_that_ends_the_connection_is_not_served(make: Make) -> None:
+    target = make(keys={"InitialR2T": "Yes", "ImmediateData": "No"})
+    target.execute(b"\x2a", write=bytes(512))
+    (write,) = target.take()
+    target.give(header(R2T, itt=write.itt, ttt=1, lun=LUN, desired=512, **beyond(target)))
+    assert [event.kind for event in target.events()] == [LossKind.PROTOCOL]
+    assert not target.take()
+
+
+def test_num_08_a_ping_that_ends_the_connection_is_not_answered(target: ScriptedTarget) -> None:
+    target.give(header(NOP_IN, itt=RESERVED, ttt=1, **beyond(target)))
+    assert [event.kind for event in target.events()] == [LossKind.PROTOCOL]
+    assert not target.take()
+
+
+@pytest.mark.parametrize("request_kind", ["function", "text"])
+def test_ctl_20_a_logout_response_to_another_request_ends_that_too(
+    target: ScriptedTarget, request_kind: str
+) -> None:
+    answers: list[object] = []
+    if request_kind == "function":
+        target.session.manage_task(TaskFunction.LOGICAL_UNIT_RESET, LUN, target.now, answers.append)
+    else:
+        target.session.send_text(b"SendTargets=All\0", target.now, lambda _: None, answers.append)
+    (request,) = target.take()
+    target.give(header(LOGOUT_RESPONSE, itt=request.itt, **target.numbers()))
+    assert [event.kind for event in target.events()] == [LossKind.PROTOCOL]
+    assert len(answers) == 1
+
+
+@pytest.mark.parametrize("end", ["lost", "logged out"])
+def test_a_connection_that_is_over_carries_nothing(target: ScriptedTarget, end: str) -> None:
+    for _ in range(3):
+        target.execute(b"\0")
+    target.take()
+    assert target.connection.in_flight == 3
+    if end == "lost":
+        target.connection.closed("reset")
+    else:
+        target.session.logout(target.now)
+        (request,) = target.take()
+        target.give(header(LOGOUT_RESPONSE, itt=request.itt, **target.numbers()))
+    assert len(target.done) == 3
+    assert target.connection.in_flight == 0
+
+
+def test_dat_17_data_are_not_asked_for_over_and_over(make: Make) -> None:
+    """A target that does not read what it asks for must not make us queue without end."""
+    target = make(keys={"InitialR2T": "Yes", "ImmediateData": "No", "MaxBurstLength": "65536"})
+    target.execute(b"\x2a", write=bytes(65536))
+    (write,) = target.take()
+    asked = 0
+    while not target.events():
+        assert asked < 8
+        target.r2t(write, asked, 0, 65536)
+        asked += 1
+    assert target.done[0].outcome is Outcome.UNKNOWN
