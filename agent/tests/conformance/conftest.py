@@ -154,8 +154,9 @@ class Rig:
         await target.listen(host, port)
         return target
 
-    def hurry(self, **patience: float) -> None:
-        """Shorten limits that no parameter of a nexus sets: ``abort``, ``logout`` and ``text``, in seconds."""
+    def hurry(self, quiet: float = 5.0, **patience: float) -> None:
+        """Shorten limits that no parameter of a nexus sets: ``abort``, ``logout``, ``text``, ``quiet``; seconds."""
+        self._patch.setattr("blockfleet.iscsi.confirmation.QUIET", quiet)
         self._patch.setattr(nexus_module, "Patience", functools.partial(nexus_module.Patience, **patience))
         self._patch.setattr("blockfleet.iscsi.timers.SCAN_INTERVAL", 0.05)
 

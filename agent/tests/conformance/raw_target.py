@@ -32,6 +32,8 @@ ANSWERS: dict[str, str] = {
     "DataPDUInOrder": "Yes",
     "DataSequenceInOrder": "Yes",
     "ErrorRecoveryLevel": "0",
+    "iSCSIProtocolLevel": "1",
+    "TaskReporting": "RFC3720",
 }
 """What this target answers to offers; each differs from what the initiator offers where it can."""
 

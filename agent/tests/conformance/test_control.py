@@ -72,6 +72,34 @@ async def test_CTL_04_our_own_ping_is_exact(rig: Rig, digests: tuple[str, str]) 
     assert not any(ping.bhs[32:48])
 
 
+async def test_CTL_05_statsn_is_confirmed_alone_when_nothing_else_goes_out(
+    rig: Rig, digests: tuple[str, str]
+) -> None:
+    rig.hurry(quiet=0.15)
+    peer, nexus, listener = await rig.session(digests=digests)
+    issued = Issued(nexus)
+    itt = (await peer.expect(wire.COMMAND)).itt
+    await peer.raw(peer.response(itt))
+    await issued.good()
+    confirmation = await peer.expect(wire.NOP_OUT, 1.0)
+    assert (confirmation.itt, confirmation.ttt) == (wire.NONE_TAG, wire.NONE_TAG)
+    assert (confirmation.immediate, confirmation.lun, confirmation.data) == (True, 0, b"")
+    assert confirmation.expstatsn == peer.stat_sn
+    await peer.quiet(0.4)  # once is enough
+    Issued(nexus)
+    assert (await peer.expect(wire.COMMAND)).cmdsn == confirmation.cmdsn
+    assert not listener.losses
+
+
+async def test_CTL_05_pings_that_come_often_enough_confirm_it(rig: Rig) -> None:
+    rig.hurry(quiet=0.15)
+    peer, _, _ = await rig.session(noop_interval=0.1)
+    for _ in range(4):
+        ping = await peer.expect(wire.NOP_OUT, 1.0)
+        assert (ping.itt != wire.NONE_TAG, ping.expstatsn) == (True, peer.stat_sn)
+        await peer.answer(ping)
+
+
 async def test_CTL_06_a_ping_without_an_answer_fails_the_connection(rig: Rig) -> None:
     peer, nexus, listener = await rig.session(noop_interval=0.2, noop_timeout=0.3)
     issued = Issued(nexus)

@@ -268,8 +268,10 @@ TARGET_OFFERS = [
     pytest.param("IFMarker", "No", "No", id="NEW-04-IFMarker"),
     pytest.param("OFMarkInt", "2048~8192", "Reject", id="NEW-04-OFMarkInt"),
     pytest.param("IFMarkInt", "2048", "Reject", id="NEW-04-IFMarkInt"),
-    pytest.param("iSCSIProtocolLevel", "2", "1", id="NEW-02-not-offered"),
-    pytest.param("TaskReporting", "FastAbort,RFC3720", "RFC3720", id="NEW-05-not-offered"),
+    pytest.param("iSCSIProtocolLevel", "3", "2", id="NEW-02-not-offered"),
+    pytest.param("iSCSIProtocolLevel", "1", "1", id="NEW-02-lower"),
+    pytest.param("TaskReporting", "Other,ResponseFence,FastAbort", "ResponseFence", id="NEW-05-not-offered"),
+    pytest.param("TaskReporting", "FastAbort,RFC3720", "FastAbort", id="NEW-05-not-offered"),
 ]
 
 

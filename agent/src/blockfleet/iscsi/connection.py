@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from blockfleet.iscsi import fast_abort
+from blockfleet.iscsi.confirmation import Confirmation
 from blockfleet.iscsi.constants import (
     DEFAULT_MRDSL,
     RESERVED_TAG,
@@ -69,6 +71,7 @@ class Connection:
         self.in_flight = 0
         """Tasks that are allegiant to this connection."""
         self.last_heard = 0.0
+        self.confirmation = Confirmation()
         self.negotiated = Negotiated()
         self._login: LoginMachine | None = login
         self._reader = PduReader(self, self.negotiated.max_recv_data_segment_length)
@@ -442,6 +445,9 @@ class Connection:
         task.data_sn = r2t_sn + 1
         task.asked += length
         session.counters.r2ts += 1
-        self.send_burst(task, transfer_tag, offset, length)
+        if session.silenced:
+            fast_abort.serve(self, task, (transfer_tag, offset, length))
+        else:
+            self.send_burst(task, transfer_tag, offset, length)
         if session.pending:
             session.send_pending()

@@ -160,6 +160,18 @@ class TaskFunction(enum.IntEnum):
     QUERY_ASYNCHRONOUS_EVENT = 12
 
 
+QUERY_FUNCTIONS = frozenset(
+    {TaskFunction.QUERY_TASK, TaskFunction.QUERY_TASK_SET, TaskFunction.QUERY_ASYNCHRONOUS_EVENT}
+)
+"""Functions that ask and change nothing."""
+
+RFC_7144_FUNCTIONS = QUERY_FUNCTIONS | {TaskFunction.I_T_NEXUS_RESET}
+"""Functions that need :data:`RFC_7144_LEVEL`."""
+
+RFC_7144_LEVEL = 2
+"""The iSCSIProtocolLevel of RFC 7144."""
+
+
 class TaskResponse(enum.IntEnum):
     """Answers to a task management function (RFC 3720 10.6.1; 7 from RFC 7144 4.2)."""
 

@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from blockfleet.iscsi import fast_abort
 from blockfleet.iscsi.constants import (
     FINAL_BIT,
     RESERVED_TAG,
+    RFC_7144_LEVEL,
     AsyncEventCode,
     LogoutResponseCode,
     Opcode,
@@ -49,8 +51,6 @@ NumberedPdu = NopIn | TaskManagementResponse | TextResponse | LogoutResponse | A
 IMMEDIATE_RETRY = 0.25
 """Seconds before a function is sent again for which the target had no room among its immediate commands."""
 
-_RFC_7144_LEVEL = 2
-
 _REASON_TEXT = {reason.value: reason.name.replace("_", " ").lower() for reason in RejectReason}
 
 
@@ -86,10 +86,11 @@ def _on_task_response(connection: Connection, pdu: Pdu) -> None:
     except ValueError:
         connection.protocol_error(f"task management response {pdu.response} is reserved")
         return
-    if response is TaskResponse.FUNCTION_SUCCEEDED and connection.negotiated.protocol_level < _RFC_7144_LEVEL:
+    if response is TaskResponse.FUNCTION_SUCCEEDED and connection.negotiated.protocol_level < RFC_7144_LEVEL:
         connection.protocol_error("task management response 7 is of an iSCSIProtocolLevel that was not agreed on")
         return
     del session.control[pdu.initiator_task_tag]
+    session.information = pdu.information
     session.task_managed(request, response)
 
 
@@ -149,6 +150,8 @@ def _on_async(connection: Connection, pdu: Pdu) -> None:
         )
     elif event == AsyncEventCode.NEGOTIATION_REQUEST:
         _renegotiate(connection)
+    elif event == AsyncEventCode.TASK_TERMINATION and fast_abort.agreed(connection):
+        fast_abort.tasks_terminated(connection, pdu.lun)
     else:
         connection.protocol_error(f"asynchronous event {event} is reserved")
 

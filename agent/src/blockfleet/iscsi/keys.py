@@ -11,11 +11,16 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from blockfleet.iscsi.constants import RFC_7144_LEVEL
 from blockfleet.iscsi.text import MAXIMUM_SIMPLE_VALUE, MAXIMUM_VALUE
 
 NONE: Final = "None"
 CRC32C: Final = "CRC32C"
 CHAP: Final = "CHAP"
+
+FAST_ABORT: Final = "FastAbort"
+TASK_REPORTING: Final = (FAST_ABORT, "ResponseFence", "RFC3720")
+"""Values of TaskReporting, the best one first (RFC 7143 13.23)."""
 
 NOT_UNDERSTOOD: Final = "NotUnderstood"
 IRRELEVANT: Final = "Irrelevant"
@@ -113,6 +118,8 @@ class Key:
     """Bytes of a value, or of one value of a list."""
     refusal: str = ""
     """What a ``REFUSED`` key is answered with."""
+    supported: int | tuple[str, ...] | None = None
+    """What a target is granted that asks for a key which was not offered; ``default`` where this is None."""
 
 
 _LIST, _NUMBER, _BOOLEAN, _NAME = Kind.LIST, Kind.NUMBER, Kind.BOOLEAN, Kind.NAME
@@ -181,9 +188,9 @@ _TABLE = (
     Key("IFMarkInt", Kind.RANGE, _REFUSED, _IO, "A.3.2", _CO, refusal=REJECT),
 
     Key("TaskReporting", _LIST, _FIRST, _LO, "RFC 7143 13.23", default="RFC3720", in_discovery=False,
-        attribute="task_reporting"),
+        attribute="task_reporting", supported=TASK_REPORTING),
     Key("iSCSIProtocolLevel", _NUMBER, _MIN, _LO, "RFC 7143 13.24", default=1, high=31, in_discovery=False,
-        attribute="protocol_level"),
+        attribute="protocol_level", supported=RFC_7144_LEVEL),
     Key("X#NodeArchitecture", _LIST, _DECLARED, _LO, "RFC 7143 13.26", in_discovery=False),
 )
 # fmt: on

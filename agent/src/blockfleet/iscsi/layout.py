@@ -22,8 +22,8 @@ SCSI_RESPONSE = struct.Struct(">BBBBI8xIIIIIIII")
 # opcode function lengths lun itt referenced_tag cmd_sn exp_stat_sn ref_cmd_sn exp_data_sn
 TASK_MANAGEMENT_REQUEST = struct.Struct(">BB2xIQIIIIII8x")
 
-# opcode flags response lengths itt stat_sn exp_cmd_sn max_cmd_sn
-TASK_MANAGEMENT_RESPONSE = struct.Struct(">BBBxI8xI4xIII12x")
+# opcode flags response lengths information itt stat_sn exp_cmd_sn max_cmd_sn
+TASK_MANAGEMENT_RESPONSE = struct.Struct(">BBBxI3s5xI4xIII12x")
 
 # opcode flags lengths lun itt ttt exp_stat_sn data_sn offset
 DATA_OUT = struct.Struct(">BB2xIQII4xI4xII4x")

@@ -292,6 +292,8 @@ class Negotiator:
         if not self._is_relevant(key):
             return IRRELEVANT
         own = self._own(key)
+        if own is None:
+            own = key.supported
         if key.kind is Kind.LIST:
             supported = own if own is not None else (key.default,)
             chosen = next((entry for entry in read_list(key, value) if entry in supported), None)

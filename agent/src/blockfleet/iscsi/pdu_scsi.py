@@ -144,13 +144,24 @@ class TaskManagementRequest(Pdu):
 
 @dataclass(slots=True, kw_only=True)
 class TaskManagementResponse(Pdu):
-    """Task Management Function Response (RFC 3720 10.6)."""
+    """Task Management Function Response (RFC 3720 10.6, RFC 7144 4.2)."""
 
     OPCODE = Opcode.TASK_MANAGEMENT_RESPONSE
     LAYOUT = layout.TASK_MANAGEMENT_RESPONSE
-    FIELDS = ("", "response", "lengths", "initiator_task_tag", "stat_sn", "exp_cmd_sn", "max_cmd_sn")
+    FIELDS = (
+        "",
+        "response",
+        "lengths",
+        "information",
+        "initiator_task_tag",
+        "stat_sn",
+        "exp_cmd_sn",
+        "max_cmd_sn",
+    )
 
     response: int = 0
+    information: bytes = bytes(3)
+    """Additional Response Information, at iSCSIProtocolLevel 2 and after a query."""
     stat_sn: int = 0
     exp_cmd_sn: int = 0
     max_cmd_sn: int = 0

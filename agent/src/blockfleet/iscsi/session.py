@@ -12,10 +12,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from blockfleet.iscsi import timers
+from blockfleet.iscsi import fast_abort, timers
 from blockfleet.iscsi.connection import Connection
 from blockfleet.iscsi.constants import (
     FINAL_BIT,
+    QUERY_FUNCTIONS,
     RESERVED_TAG,
     CommandFlag,
     LogoutReason,
@@ -54,7 +55,9 @@ _CDB_IN_BHS = 16
 _LUN_FUNCTIONS = frozenset(
     {TaskFunction.ABORT_TASK_SET, TaskFunction.CLEAR_TASK_SET, TaskFunction.LOGICAL_UNIT_RESET}
 )
-_TARGET_FUNCTIONS = frozenset({TaskFunction.TARGET_WARM_RESET, TaskFunction.TARGET_COLD_RESET})
+_SESSION_FUNCTIONS = frozenset(
+    {TaskFunction.TARGET_WARM_RESET, TaskFunction.TARGET_COLD_RESET, TaskFunction.I_T_NEXUS_RESET}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,10 @@ class Session:
         self.cmd_sn = cmd_sn
         self.exp_cmd_sn = cmd_sn
         self.max_cmd_sn = cmd_sn
+        self.silenced: dict[int, list[fast_abort.Transfer]] = {}
+        """Tags of writes that are not served for the time being, with what was asked of them."""
+        self.information = bytes(3)
+        """Additional Response Information of the function that was answered last (RFC 7144 4.2)."""
         self.tsih = 0
         self._next_tag = 1
         self.live: Connection | None = None
@@ -323,7 +330,7 @@ class Session:
         task: Task | None = None,
         timeout: float | None = None,
     ) -> None:
-        """Send a task management function (RFC 3720 10.5); ``task`` is the one that ABORT TASK names."""
+        """Send a task management function (RFC 3720 10.5); ``task`` is the one that ABORT or QUERY TASK names."""
         connection = self._leading
         if connection is None:
             on_done(None)
@@ -335,16 +342,19 @@ class Session:
             immediate=True,
             initiator_task_tag=tag,
             function=function,
-            lun=0 if function in _TARGET_FUNCTIONS else lun,
+            lun=0 if function in _SESSION_FUNCTIONS else lun,
             referenced_task_tag=RESERVED_TAG if task is None else task.tag,
             cmd_sn=self.cmd_sn,
             exp_stat_sn=connection.exp_stat_sn,
             ref_cmd_sn=0 if task is None else task.cmd_sn,
         )
         connection.send(pdu.encode())
+        if fast_abort.agreed(connection) and task is None:
+            fast_abort.silence(self, request, self._affected(request))
 
     def manage_again(self, request: TaskRequest) -> None:
         """Ask anew for a function that the target had no room for (RFC 3720 10.17.1, reason 6)."""
+        fast_abort.over(self, request)
         self.manage_task(
             request.function, request.lun, self.now, request.on_done, task=request.task, timeout=request.patience
         )
@@ -355,9 +365,10 @@ class Session:
         if request.function is TaskFunction.ABORT_TASK:
             # A task that does not exist any more cannot run: any status of it came before (StatSN order).
             settled.add(TaskResponse.TASK_DOES_NOT_EXIST)
-        if response in settled:
+        if response in settled and request.function not in QUERY_FUNCTIONS:
             for task in self._affected(request):
                 self.abort_reported(task, f"ended by {request.function.name}")
+        fast_abort.over(self, request)
         request.on_done(response)
 
     def _affected(self, request: TaskRequest) -> list[Task]:
@@ -365,7 +376,7 @@ class Session:
             return [request.task] if self.tasks.get(request.task.tag) is request.task else []
         if request.function in _LUN_FUNCTIONS:
             luns: int | None = request.lun
-        elif request.function in _TARGET_FUNCTIONS:
+        elif request.function in _SESSION_FUNCTIONS:
             luns = None
         else:
             return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from blockfleet.iscsi.constants import TaskFunction, TaskResponse
@@ -72,6 +72,8 @@ class TaskRequest:
     task: Task | None = None
     again_at: float = 0.0
     """When it is to be sent anew, after the target had no room for it; 0 while it is under way."""
+    silenced: list[int] = field(default_factory=list)
+    """Tags of tasks that are not served while this function runs (RFC 7143 4.2.3.4)."""
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from blockfleet.iscsi import confirmation, fast_abort
 from blockfleet.iscsi.constants import TaskFunction, TaskResponse
 from blockfleet.iscsi.events import LossKind
 from blockfleet.iscsi.states import ConnectionState
@@ -76,6 +77,8 @@ def advance(session: Session, now: float) -> None:
         session.next_scan = now + SCAN_INTERVAL
         _scan_requests(session, live, now)
         _scan_tasks(session, live, now)
+        confirmation.scan(session, live, now)
+        fast_abort.forget(session)
 
 
 def _scan_requests(session: Session, connection: Connection, now: float) -> None:
@@ -93,6 +96,7 @@ def _scan_requests(session: Session, connection: Connection, now: float) -> None
         if isinstance(request, TextRequest):
             request.on_done("no answer to Text Request")
         elif isinstance(request, TaskRequest):
+            fast_abort.over(session, request)
             request.on_done(None)
 
 

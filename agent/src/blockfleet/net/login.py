@@ -42,6 +42,8 @@ class LoginIntent:
     patience: Patience
     header_digest: tuple[str, ...] = ("none",)
     data_digest: tuple[str, ...] = ("none",)
+    protocol_level: int | None = None
+    task_reporting: tuple[str, ...] | None = None
 
     def offer(self) -> SessionOffer:
         """Return what is offered in negotiation."""
@@ -50,6 +52,8 @@ class LoginIntent:
         return SessionOffer(
             header_digest=tuple(_DIGEST_KEYS[name] for name in self.header_digest),
             data_digest=tuple(_DIGEST_KEYS[name] for name in self.data_digest),
+            protocol_level=self.protocol_level,
+            task_reporting=self.task_reporting,
         )
 
 

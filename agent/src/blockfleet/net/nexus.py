@@ -18,7 +18,7 @@ from typing import Protocol
 
 from blockfleet.balance.policy import LoadBalancePolicy
 from blockfleet.iscsi.chap import ChapCredentials
-from blockfleet.iscsi.constants import TaskFunction, TaskResponse
+from blockfleet.iscsi.constants import RFC_7144_FUNCTIONS, RFC_7144_LEVEL, TaskFunction, TaskResponse
 from blockfleet.iscsi.events import (
     AsyncNotice,
     ConnectionLost,
@@ -89,6 +89,10 @@ class NexusParameters:
     standby: bool = False
     connections: tuple[ConnectionSpec, ...] = ()
     connection_policy: LoadBalancePolicy = LoadBalancePolicy.ROUND_ROBIN
+    protocol_level: int | None = None
+    """iSCSIProtocolLevel to offer (RFC 7143 13.24); None leaves it to the target to ask for one."""
+    task_reporting: tuple[str, ...] | None = None
+    """TaskReporting to offer (RFC 7143 13.23), the preferred value first; None as above."""
 
     @property
     def maximum_connections(self) -> int:
@@ -221,11 +225,11 @@ class Nexus:
 
         Raises :class:`BlockfleetError` when no answer came.
         """
-        return await self._manage(TaskFunction.LOGICAL_UNIT_RESET, lun, timeout)
+        return (await self.manage(TaskFunction.LOGICAL_UNIT_RESET, lun, timeout))[0]
 
     async def target_warm_reset(self, timeout: float = 30.0) -> TaskResponse:
         """Reset all logical units of the target; as :meth:`lun_reset`."""
-        return await self._manage(TaskFunction.TARGET_WARM_RESET, 0, timeout)
+        return (await self.manage(TaskFunction.TARGET_WARM_RESET, 0, timeout))[0]
 
     async def abort(self, command: ScsiCommand, timeout: float = 15.0) -> TaskResponse:
         """Abort one command, which then completes ABORTED; TASK_DOES_NOT_EXIST where it is not in flight."""
@@ -235,25 +239,39 @@ class Nexus:
             task = next((t for t in session.tasks.values() if t.command is command), None)
         if session is None or task is None:
             return TaskResponse.TASK_DOES_NOT_EXIST
-        return await self._manage(TaskFunction.ABORT_TASK, command.lun, timeout, command)
+        return (await self.manage(TaskFunction.ABORT_TASK, command.lun, timeout, command))[0]
 
-    async def _manage(
+    async def manage(
         self, function: TaskFunction, lun: int, timeout: float, command: ScsiCommand | None = None
-    ) -> TaskResponse:
+    ) -> tuple[TaskResponse, bytes]:
+        """Run a task management function; return its response and the additional information (RFC 7144 4.2).
+
+        ``command`` is the one that ABORT TASK and QUERY TASK name.  Raises :class:`BlockfleetError` when no answer
+        came, or for a function of RFC 7144 where the target has not agreed to its protocol level.
+        """
         session = self._session
-        answer: asyncio.Future[TaskResponse | None] = self._loop.create_future()
-
-        def answered(response: TaskResponse | None) -> None:
-            if not answer.done():
-                answer.set_result(response)
-
+        name = function.name.replace("_", " ")
+        agreed = self.negotiated
+        if function in RFC_7144_FUNCTIONS and (agreed is None or agreed.protocol_level < RFC_7144_LEVEL):
+            raise BlockfleetError(
+                Isdsc.SCSI_REQUEST_FAILED,
+                f"cannot ask {self.parameters.target} for {name}: iSCSIProtocolLevel {RFC_7144_LEVEL} was not"
+                " agreed on",
+                remedy="the target has to support RFC 7144, and the login to offer it",
+            )
+        answer: asyncio.Future[tuple[TaskResponse, bytes] | None] = self._loop.create_future()
         if session is not None:
+            answering = session
+
+            def answered(response: TaskResponse | None) -> None:
+                if not answer.done():
+                    answer.set_result(None if response is None else (response, answering.information))
+
             task = next((t for t in session.tasks.values() if t.command is command), None) if command else None
             session.manage_task(function, lun, self._loop.time(), answered, task=task, timeout=timeout)
             response = await answer
             if response is not None:
                 return response
-        name = function.name.replace("_", " ")
         raise BlockfleetError(
             Isdsc.SCSI_REQUEST_FAILED,
             f"no answer to {name} from {self.parameters.target} at {self.parameters.portal}",
@@ -358,6 +376,8 @@ class Nexus:
             credentials=parameters.credentials,
             header_digest=parameters.header_digest,
             data_digest=parameters.data_digest,
+            protocol_level=parameters.protocol_level,
+            task_reporting=parameters.task_reporting,
             timeout=parameters.login_timeout,
             patience=Patience(noop_interval=parameters.noop_interval, noop_timeout=parameters.noop_timeout),
         )
