@@ -20,7 +20,7 @@ QUIET = 5.0
 
 
 class Confirmation:
-    """What the last look at a connection saw, and what was confirmed last."""
+    """What the last look at a connection saw, and what was confirmed last; a Login Response needs nothing."""
 
     __slots__ = ("confirmed", "seen", "since")
 

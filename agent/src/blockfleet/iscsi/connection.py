@@ -281,7 +281,7 @@ class Connection:
             result = login.result
             self._login = None
             self.negotiated = result.negotiated
-            self.exp_stat_sn = result.exp_stat_sn
+            self.exp_stat_sn = self.confirmation.confirmed = result.exp_stat_sn
             self.header_digest = self._reader.header_digest = result.negotiated.header_digest
             self.data_digest = self._reader.data_digest = result.negotiated.data_digest
             self._reader.maximum_segment = result.negotiated.max_recv_data_segment_length
