@@ -113,7 +113,7 @@ def test_no_service_manager_is_no_error(monkeypatch, address) -> None:
     ("usec", "pid", "expected"),
     [
         ("30000000", None, 15.0),
-        ("30000000", str(os.getpid()), 15.0),
+        ("30000000", "own", 15.0),
         ("30000000", "1", None),
         ("0", None, None),
         ("-5", None, None),
@@ -122,7 +122,7 @@ def test_no_service_manager_is_no_error(monkeypatch, address) -> None:
     ],
 )
 def test_watchdog_interval_is_half_of_what_the_manager_allows(monkeypatch, usec, pid, expected) -> None:
-    for name, value in (("WATCHDOG_USEC", usec), ("WATCHDOG_PID", pid)):
+    for name, value in (("WATCHDOG_USEC", usec), ("WATCHDOG_PID", str(os.getpid()) if pid == "own" else pid)):
         if value is None:
             monkeypatch.delenv(name, raising=False)
         else:
