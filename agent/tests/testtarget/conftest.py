@@ -2,11 +2,9 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -109,47 +107,5 @@ async def join(session: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitabl
     async def begin(target: TestTarget, one: Any, cid: int = 1, **keys: Any) -> Any:
         shared = {"isid": one.isid, "tsih": one.tsih, "numbers": one.numbers}
         return await session(target, cid=cid, **shared, **keys)
-
-    return begin
-
-
-class Trace:
-    """Packets of one TCP port, and what tshark says of them."""
-
-    def __init__(self, path: Path, port: int) -> None:
-        self.path, self.port = path, port
-
-    def dissect(self, *options: str) -> str:
-        command = ["tshark", "-r", str(self.path), "-d", f"tcp.port=={self.port},iscsi", *(options or ("-V",))]
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout
-
-    def wait_for(self, display_filter: str, count: int) -> None:
-        """Wait until so many packets that match were written."""
-        end = time.monotonic() + 20
-        while (found := self.dissect("-Y", display_filter)).count("\n") < count:
-            assert time.monotonic() < end, found
-            time.sleep(0.2)
-
-
-@pytest.fixture
-def capture(tmp_path: Path) -> Callable[[int], AbstractContextManager[Trace]]:
-    """Capture what goes over a TCP port of the loopback interface."""
-
-    @contextmanager
-    def begin(port: int) -> Iterator[Trace]:
-        trace = Trace(tmp_path / "trace.pcap", port)
-        process = subprocess.Popen(
-            ["dumpcap", "-q", "-P", "-i", "lo", "-f", f"tcp port {port}", "-w", str(trace.path)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert process.stderr is not None
-            while "File:" not in process.stderr.readline():
-                assert process.poll() is None
-            yield trace
-        finally:
-            process.terminate()
-            process.communicate(timeout=10)
 
     return begin

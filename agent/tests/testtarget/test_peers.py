@@ -162,19 +162,18 @@ def test_qemu_converts_an_image_there_and_back(serve, tmp_path):
 
 
 @pytest.mark.root
-def test_dissector_finds_nothing_malformed(serve, capture):
+def test_dissector_finds_nothing_malformed(serve, tshark_capture):
     chap = {"user": "alice", "secret": SECRET}
     target = serve(targets=[{"name": NAME, "luns": {0: "disk"}, "chap": chap}])
-    port = int(target.addresses[0].rsplit(":", 1)[1])
     environment = {**os.environ, "LIBISCSI_CHAP_USERNAME": "alice", "LIBISCSI_CHAP_PASSWORD": SECRET}
-    with capture(port) as trace:
-        run("iscsi-ls", "-s", f"iscsi://{target.addresses[0]}", env=environment)
-        run(
-            "qemu-io", "-f", "raw", "-c", "write -P 7 0 1M", "-c", "read -P 7 0 1M", "-c", "flush", url(target),
-            env=environment,
-        )  # fmt: skip
-        trace.wait_for("iscsi.opcode == 0x26", 2)
-    dissected = trace.dissect()
+    capture = tshark_capture(target.addresses[0])
+    run("iscsi-ls", "-s", f"iscsi://{target.addresses[0]}", env=environment)
+    run(
+        "qemu-io", "-f", "raw", "-c", "write -P 7 0 1M", "-c", "read -P 7 0 1M", "-c", "flush", url(target),
+        env=environment,
+    )  # fmt: skip
+    capture.stop()
+    dissected = capture.decode("-Y", "tcp", "-V")
     # QEMU asks for 64 bytes of the longer page 83h first, and the dissector reads on where it was cut.
     cut = r"SCSI Payload \(Inquiry Response Data\)\n(?:    .*\n)*\[Malformed Packet: SCSI\]\n(?:    .*\n)*"
     dissected, pages = re.subn(cut, "", dissected)

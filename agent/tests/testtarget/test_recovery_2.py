@@ -507,37 +507,37 @@ async def test_target_stops_while_connections_wait(begin, session):
 
 @pytest.mark.peer
 @pytest.mark.root
-async def test_dissector_finds_nothing_malformed_in_recovery(begin, session, join, wire, capture):
+async def test_dissector_finds_nothing_malformed_in_recovery(begin, session, join, wire, tshark_capture):
     target = await begin(data_ack="bursts", announce_lost=True)
     keys = {"ErrorRecoveryLevel": "2", "MaxConnections": "2", "DefaultTime2Wait": "0", "DefaultTime2Retain": "60"}
     digests = {"HeaderDigest": "CRC32C", "DataDigest": "CRC32C"}
     limits = {"MaxRecvDataSegmentLength": "1024"}
-    with capture(target.portals[0].port) as trace:
-        one = await session(target, **keys, **digests, **limits, **SOLICITED)
-        two = await join(target, one, 1, **digests, **limits)
-        itt, pdus = await read(two, wire)
-        two.snack(0, 2, 2, itt=itt)
-        two.snack(1, pdus[-1].statsn, 1)
-        two.snack(2, 4, tag=pdus[3].ttt)
-        two.snack(3, itt=itt, tag=9)
-        assert [await two.receive() for _ in range(8)][-1].ttt == 9
-        write = two.command(wire.write10(0, 8), write=4096)
-        r2t = await two.receive()
-        two.data_out(write, bytes(1024), ttt=r2t.ttt, bad_digest=True)
-        assert [(await two.receive()).opcode for _ in range(2)] == [0x3F, 0x31]
-        await lose(target, two)
-        assert (await one.receive()).opcode == 0x32
-        await one.logout(RECOVERY, cid=1)
-        await one.manage(REASSIGN, tag=itt, expdatasn=6)
-        assert [(await one.receive()).word36 for _ in range(2)] == [6, 7]
-        await one.manage(REASSIGN, tag=write)
-        r2t = await one.receive()
-        one.data_out(write, bytes(4096), ttt=r2t.ttt)
-        assert (await one.status()).itt == write
-        await one.logout(0)
-        await one.ended()
-        await asyncio.to_thread(trace.wait_for, "iscsi.opcode == 0x26", 2)
-    dissected = trace.dissect()
+    capture = await asyncio.to_thread(tshark_capture, target.portals[0].address)
+    one = await session(target, **keys, **digests, **limits, **SOLICITED)
+    two = await join(target, one, 1, **digests, **limits)
+    itt, pdus = await read(two, wire)
+    two.snack(0, 2, 2, itt=itt)
+    two.snack(1, pdus[-1].statsn, 1)
+    two.snack(2, 4, tag=pdus[3].ttt)
+    two.snack(3, itt=itt, tag=9)
+    assert [await two.receive() for _ in range(8)][-1].ttt == 9
+    write = two.command(wire.write10(0, 8), write=4096)
+    r2t = await two.receive()
+    two.data_out(write, bytes(1024), ttt=r2t.ttt, bad_digest=True)
+    assert [(await two.receive()).opcode for _ in range(2)] == [0x3F, 0x31]
+    await lose(target, two)
+    assert (await one.receive()).opcode == 0x32
+    await one.logout(RECOVERY, cid=1)
+    await one.manage(REASSIGN, tag=itt, expdatasn=6)
+    assert [(await one.receive()).word36 for _ in range(2)] == [6, 7]
+    await one.manage(REASSIGN, tag=write)
+    r2t = await one.receive()
+    one.data_out(write, bytes(4096), ttt=r2t.ttt)
+    assert (await one.status()).itt == write
+    await one.logout(0)
+    await one.ended()
+    await asyncio.to_thread(capture.stop)
+    dissected = await asyncio.to_thread(capture.decode, "-Y", "tcp", "-V")
     assert "Malformed" not in dissected
     for name in ("SNACK Request", "Reject", "Asynchronous Message", "Ready To Transfer", "Task Management"):
         assert f"Opcode: {name}" in dissected, name
