@@ -25,7 +25,7 @@ from blockfleet.iscsi.constants import (
 from blockfleet.iscsi.control import handle_control
 from blockfleet.iscsi.data_out import Segment, burst
 from blockfleet.iscsi.digest import data_digest, digest
-from blockfleet.iscsi.events import ConnectionLost, LoggedIn, LoggedOut, LoginFailed, LossKind
+from blockfleet.iscsi.events import ConnectionLost, LoggedIn, LoginFailed, LossKind
 from blockfleet.iscsi.framing import FramingError, PduReader
 from blockfleet.iscsi.layout import DATA_IN, R2T, SCSI_RESPONSE, padding
 from blockfleet.iscsi.login import LoginMachine
@@ -39,6 +39,12 @@ from blockfleet.iscsi.text import TextError, decode_text
 if TYPE_CHECKING:
     from blockfleet.iscsi.session import Session
     from blockfleet.iscsi.task import Task
+
+UNLIMITED = 1 << 31
+"""Commands on one connection: the command window is what bounds them."""
+
+_TAKES_REQUESTS = (ConnectionState.LOGGED_IN, ConnectionState.LOGOUT_REQUESTED)
+_TAKES_DATA = (*_TAKES_REQUESTS, ConnectionState.IN_LOGOUT)
 
 _STATUS = int(DataInFlag.STATUS)
 _FINAL = int(DataInFlag.FINAL)
@@ -55,6 +61,8 @@ class Connection:
 
     ``wake`` is called when there is output after there was none; the shell then calls :meth:`take_output` at
     the end of its turn, so that what one turn produces leaves in one system call.
+
+    It is a lane of the session's load balance policy; ``rank`` is its place in the order of preference.
     """
 
     def __init__(
@@ -70,6 +78,14 @@ class Connection:
         """SCSI commands that were first sent here."""
         self.in_flight = 0
         """Tasks that are allegiant to this connection."""
+        self.limit = UNLIMITED
+        self.weight = 0
+        self.standby = False
+        self.rank = cid
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.leave_by = 0.0
+        """When it is logged out, whatever is still on it; 0 while it is to stay."""
         self.last_heard = 0.0
         self.confirmation = Confirmation()
         self.negotiated = Negotiated()
@@ -125,8 +141,19 @@ class Connection:
     def pause(self, paused: bool) -> None:
         """Hold new commands back while the transport's send buffer is full, or let them go again."""
         self.paused = paused
+        self.limit = 0 if paused else UNLIMITED
         if not paused:
             self.session.send_pending()
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether requests may be sent: full feature phase, and no logout under way (RFC 3720 10.14)."""
+        return self.states.state in _TAKES_REQUESTS
+
+    @property
+    def takes_data(self) -> bool:
+        """Whether it is in full feature phase: its tasks may still end."""
+        return self.states.state in _TAKES_DATA
 
     @property
     def queued_segments(self) -> int:
@@ -182,10 +209,8 @@ class Connection:
     def lose(self, kind: LossKind, detail: str, wait: float | None = None, retain: float | None = None) -> None:
         """End the connection; what it carried is settled by the session.  A second call changes nothing."""
         in_login = self.states.state in (ConnectionState.XPT_WAIT, ConnectionState.IN_LOGIN)
-        if not self.states.on(ConnectionEvent.LOST):
+        if not self.stop(ConnectionEvent.LOST):
             return
-        self._reader.stop()
-        self._out = []
         negotiated = self.negotiated
         event = ConnectionLost(
             self.cid,
@@ -195,9 +220,17 @@ class Connection:
             negotiated.default_time2retain if retain is None else retain,
         )
         if in_login:
+            self.session.login_ended(self)
             self.session.events.append(event)
         else:
-            self.session.connection_lost(event)
+            self.session.connection_lost(self, event)
+
+    def stop(self, event: ConnectionEvent) -> bool:
+        """Take ``event``, which ends the connection, and send and receive no more."""
+        ended = self.states.on(event)
+        self._reader.stop()
+        self._out = []
+        return ended
 
     def take_declarations(self, text: bytes) -> None:
         """Take what the target declares anew in full feature phase; text that breaks a rule changes nothing."""
@@ -214,14 +247,6 @@ class Connection:
     def protocol_error(self, detail: str) -> None:
         """End the connection because the target broke the protocol."""
         self.lose(LossKind.PROTOCOL, detail)
-
-    def logged_out(self) -> None:
-        """End the connection, and with it the session, after a successful Logout Response."""
-        if self.states.on(ConnectionEvent.LOGGED_OUT):
-            self._reader.stop()
-            self._out = []
-            self.session.closed()
-            self.session.events.append(LoggedOut(self.cid))
 
     # -- receiving: PduSink
 
@@ -273,9 +298,8 @@ class Connection:
     def _login_pdu(self, login: LoginMachine, buffer: bytearray | bytes, at: int, data: memoryview | None) -> None:
         self._emit(login.receive(bytes(buffer[at : at + 48]), b"" if data is None else bytes(data)))
         if login.failure is not None:
-            self.states.on(ConnectionEvent.LOST)
-            self._reader.stop()
-            self._out = []
+            self.stop(ConnectionEvent.LOST)
+            self.session.login_ended(self)
             self.session.events.append(LoginFailed(self.cid, login.failure))
         elif login.result is not None:
             result = login.result
@@ -328,7 +352,7 @@ class Connection:
         if target is None:
             self.protocol_error(f"Data-In for tag {tag:#010x}, which reads nothing")
             return
-        if data_sn != task.data_sn:
+        if data_sn != task.data_sn and not task.renumbered(data_sn, offset):
             self.protocol_error(f"DataSN {data_sn} of tag {tag:#010x} where {task.data_sn} was expected")
             return
         end = offset + length
@@ -431,7 +455,7 @@ class Connection:
             fault = "with the reserved Target Transfer Tag"
         elif lun != task.command.lun:
             fault = f"for LUN {lun:#018x}, which is another one"
-        elif r2t_sn != task.data_sn:
+        elif r2t_sn != task.data_sn and not task.renumbered(r2t_sn):
             fault = f"number {r2t_sn} where {task.data_sn} was expected"
         elif not 0 < length <= self.negotiated.max_burst_length:
             fault = f"for {length} bytes where MaxBurstLength is {self.negotiated.max_burst_length}"

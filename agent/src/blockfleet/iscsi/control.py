@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from blockfleet.iscsi import fast_abort
+from blockfleet.iscsi import fast_abort, logout, task_management
 from blockfleet.iscsi.constants import (
     FINAL_BIT,
     RESERVED_TAG,
     RFC_7144_LEVEL,
     AsyncEventCode,
-    LogoutResponseCode,
     Opcode,
     RejectReason,
     TaskResponse,
@@ -59,8 +58,11 @@ def _on_nop_in(connection: Connection, pdu: Pdu) -> None:
     session = connection.session
     if pdu.initiator_task_tag != RESERVED_TAG:
         # An answer to a ping that was never sent proves that the peer lives, and no more.
-        if isinstance(session.control.get(pdu.initiator_task_tag), Ping):
+        request = session.control.get(pdu.initiator_task_tag)
+        if isinstance(request, Ping):
             del session.control[pdu.initiator_task_tag]
+            if request.on_answer is not None:
+                request.on_answer()
         return
     if pdu.target_transfer_tag == RESERVED_TAG or connection.queued_segments > MAXIMUM_QUEUED_ANSWERS:
         return
@@ -91,7 +93,7 @@ def _on_task_response(connection: Connection, pdu: Pdu) -> None:
         return
     del session.control[pdu.initiator_task_tag]
     session.information = pdu.information
-    session.task_managed(request, response)
+    task_management.answered(session, request, response)
 
 
 def _on_text_response(connection: Connection, pdu: Pdu) -> None:
@@ -121,14 +123,12 @@ def _on_text_response(connection: Connection, pdu: Pdu) -> None:
 def _on_logout_response(connection: Connection, pdu: Pdu) -> None:
     assert isinstance(pdu, LogoutResponse)
     session = connection.session
-    if not isinstance(session.control.get(pdu.initiator_task_tag), LogoutRequest):
+    request = session.control.get(pdu.initiator_task_tag)
+    if not isinstance(request, LogoutRequest):
         connection.protocol_error("Logout Response to no Logout Request")
         return
     del session.control[pdu.initiator_task_tag]
-    if pdu.response == LogoutResponseCode.SUCCESS:
-        connection.logged_out()
-    else:
-        connection.lose(LossKind.LOGOUT, f"logout answered with {pdu.response}", pdu.time2wait, pdu.time2retain)
+    logout.answered(connection, request, pdu)
 
 
 def _on_async(connection: Connection, pdu: Pdu) -> None:
@@ -142,18 +142,26 @@ def _on_async(connection: Connection, pdu: Pdu) -> None:
     elif event == AsyncEventCode.LOGOUT_REQUEST:
         if connection.states.on(ConnectionEvent.LOGOUT_ASKED):
             session.events.append(LogoutAsked(connection.cid, pdu.parameter3))
-    elif event == AsyncEventCode.CONNECTION_DROP and pdu.parameter1 not in session.connections:
-        return
+            session.update_lanes()
     elif event in (AsyncEventCode.CONNECTION_DROP, AsyncEventCode.SESSION_DROP):
-        connection.lose(
-            LossKind.DROPPED, f"asynchronous event {event}", float(pdu.parameter2), float(pdu.parameter3)
-        )
+        _dropped(connection, pdu)
     elif event == AsyncEventCode.NEGOTIATION_REQUEST:
         _renegotiate(connection)
     elif event == AsyncEventCode.TASK_TERMINATION and fast_abort.agreed(connection):
         fast_abort.tasks_terminated(connection, pdu.lun)
     else:
         connection.protocol_error(f"asynchronous event {event} is reserved")
+
+
+def _dropped(connection: Connection, pdu: AsyncMessage) -> None:
+    """Lose the connections that the target drops: one, which need not be this one, or all."""
+    session = connection.session
+    wait, retain = float(pdu.parameter2), float(pdu.parameter3)
+    for one in list(session.connections.values()):
+        if one.takes_data and (pdu.event == AsyncEventCode.SESSION_DROP or one.cid == pdu.parameter1):
+            one.lose(LossKind.DROPPED, f"asynchronous event {pdu.event}", wait, retain)
+    if pdu.event == AsyncEventCode.CONNECTION_DROP and pdu.parameter1 not in session.connections:
+        session.recovery.retimed(pdu.parameter1, wait, retain)
 
 
 def _renegotiate(connection: Connection) -> None:
@@ -168,7 +176,7 @@ def _renegotiate(connection: Connection) -> None:
         if not error:
             connection.take_declarations(bytes(text))
 
-    connection.session.send_text(b"", connection.session.now, collect, ended)
+    connection.session.send_text(b"", connection.session.now, collect, ended, connection)
 
 
 def _on_reject(connection: Connection, pdu: Pdu) -> None:
@@ -198,12 +206,13 @@ def _on_reject(connection: Connection, pdu: Pdu) -> None:
         request.again_at = session.now + IMMEDIATE_RETRY
     elif isinstance(request, TaskRequest):
         del session.control[rejected.initiator_task_tag]
-        session.task_managed(request, TaskResponse.FUNCTION_REJECTED)
+        task_management.answered(session, request, TaskResponse.FUNCTION_REJECTED)
     elif isinstance(request, TextRequest):
         del session.control[rejected.initiator_task_tag]
         request.on_done(why)
     elif isinstance(request, LogoutRequest):
-        connection.lose(LossKind.LOGOUT, why)
+        del session.control[rejected.initiator_task_tag]
+        logout.unanswered(session, request, why)
 
 
 def handle_control(connection: Connection, pdu: Pdu) -> None:

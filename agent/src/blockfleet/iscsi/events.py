@@ -21,6 +21,7 @@ class LossKind(enum.Enum):
     DROPPED = "the target announced that it drops the connection"
     LOGOUT = "logged out"
     LOGIN_TIMEOUT = "login was not finished in time"
+    RECOVERY = "a lost connection could not be recovered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,9 @@ class LoginFailed:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLost:
-    """The connection is over and is to be closed; commands in flight have been completed.
+    """The session is over, with all of its connections, and commands in flight have been completed.
+
+    During login it is only the connection that is over.
 
     ``wait`` and ``retain`` are Time2Wait and Time2Retain in seconds: not before, and not later, may what was on
     the connection be continued (RFC 3720 10.9.1, 12.15, 12.16).
@@ -56,9 +59,43 @@ class ConnectionLost:
 
 @dataclass(frozen=True, slots=True)
 class LoggedOut:
-    """The target has answered the Logout Request; the connection is to be closed."""
+    """The target has closed the session; its connections are to be closed."""
 
     cid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionDropped:
+    """A connection is lost and is to be closed; the session goes on, or waits to be continued."""
+
+    cid: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionFreed:
+    """A lost connection was logged out for recovery: its CID may be used anew."""
+
+    cid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionClosed:
+    """A connection was logged out and is to be closed; the session goes on with the others."""
+
+    cid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReinstatementWanted:
+    """No connection is left: this one is to be logged in anew, with its CID, within ``within`` seconds.
+
+    ``exp_stat_sn`` acknowledges what it had received (RFC 3720 10.12.9).
+    """
+
+    cid: int
+    exp_stat_sn: int
+    within: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,4 +116,15 @@ class AsyncNotice:
     sense: bytes
 
 
-Event = LoggedIn | LoginFailed | ConnectionLost | LoggedOut | LogoutAsked | AsyncNotice
+Event = (
+    LoggedIn
+    | LoginFailed
+    | ConnectionLost
+    | LoggedOut
+    | ConnectionDropped
+    | ConnectionFreed
+    | ConnectionClosed
+    | ReinstatementWanted
+    | LogoutAsked
+    | AsyncNotice
+)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One session: command numbering, tasks, task management, keepalive and what a lost connection means.
+"""One session: command numbering over its connections, tasks, keepalive and what a lost connection means.
 
 Time comes in as ``now`` (seconds, monotonic); :meth:`Session.next_deadline` tells when :meth:`Session.advance`
 wants to be called.  Commands end by their own callback; everything else that happens is in
@@ -12,11 +12,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from blockfleet.iscsi import fast_abort, timers
+from blockfleet.balance.policy import SELECTORS, LoadBalancePolicy, Selector
+from blockfleet.iscsi import fast_abort, logout, task_management, timers
 from blockfleet.iscsi.connection import Connection
+from blockfleet.iscsi.connection_recovery import ConnectionRecovery
 from blockfleet.iscsi.constants import (
     FINAL_BIT,
-    QUERY_FUNCTIONS,
     RESERVED_TAG,
     CommandFlag,
     LogoutReason,
@@ -24,14 +25,20 @@ from blockfleet.iscsi.constants import (
     TaskFunction,
     TaskResponse,
 )
-from blockfleet.iscsi.events import ConnectionLost, Event
+from blockfleet.iscsi.events import ConnectionLost, Event, LoggedOut
 from blockfleet.iscsi.layout import SCSI_COMMAND
 from blockfleet.iscsi.login import LoginResult
-from blockfleet.iscsi.pdu import LogoutRequest as LogoutPdu
-from blockfleet.iscsi.pdu import NopOut, ScsiCommandPdu, TaskManagementRequest
+from blockfleet.iscsi.pdu import NopOut, ScsiCommandPdu
 from blockfleet.iscsi.pdu import TextRequest as TextPdu
 from blockfleet.iscsi.serial import HALF, MASK, after, within
-from blockfleet.iscsi.states import SESSION_TRANSITIONS, ConnectionEvent, SessionEvent, SessionPhase, StateMachine
+from blockfleet.iscsi.states import (
+    SESSION_TRANSITIONS,
+    ConnectionEvent,
+    ConnectionState,
+    SessionEvent,
+    SessionPhase,
+    StateMachine,
+)
 from blockfleet.iscsi.task import (
     Control,
     Counters,
@@ -52,13 +59,6 @@ _R = int(CommandFlag.READ)
 _W = int(CommandFlag.WRITE)
 _CDB_IN_BHS = 16
 
-_LUN_FUNCTIONS = frozenset(
-    {TaskFunction.ABORT_TASK_SET, TaskFunction.CLEAR_TASK_SET, TaskFunction.LOGICAL_UNIT_RESET}
-)
-_SESSION_FUNCTIONS = frozenset(
-    {TaskFunction.TARGET_WARM_RESET, TaskFunction.TARGET_COLD_RESET, TaskFunction.I_T_NEXUS_RESET}
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Patience:
@@ -71,12 +71,14 @@ class Patience:
     """For the answer to a task management function."""
     logout: float = 5.0
     text: float = 10.0
+    drain: float = 10.0
+    """For the tasks of a connection that is to leave the session."""
     target_reset: bool = False
     """Whether a stuck command may cost the whole target a reset before the session: it hits other hosts too."""
 
 
 class Session:
-    """A session of one connection; :attr:`connections` is where further ones will be.
+    """A session: the connections share one order of commands and one window (RFC 3720 3.2.2.1).
 
     ``cmd_sn`` is the CmdSN of the leading login and of the first command after it (RFC 3720 10.12.8).
     """
@@ -86,6 +88,8 @@ class Session:
         self.now = now
         self.states = StateMachine(SESSION_TRANSITIONS, SessionPhase.FREE)
         self.connections: dict[int, Connection] = {}
+        """Those that log in, are in full feature phase or log out, by CID; a lost one is the recovery's."""
+        self.recovery = ConnectionRecovery(self)
         self.events: deque[Event] = deque()
         self.counters = Counters()
         self.tasks: dict[int, Task] = {}
@@ -101,9 +105,15 @@ class Session:
         self.tsih = 0
         self._next_tag = 1
         self.live: Connection | None = None
-        """The connection in full feature phase."""
+        """The most preferred connection that takes requests."""
         self._leading: Connection | None = None
-        """The same while new requests may go to it: not once a logout has begun."""
+        """The connection that takes every new command, where there is just one that does."""
+        self._policy = LoadBalancePolicy.ROUND_ROBIN
+        self._selector: Selector[Connection] = SELECTORS[self._policy]()
+        self._lanes: list[Connection] = []
+        self._closing = False
+        self.over = False
+        """Whether it has ended, in good order or not."""
         self.next_scan = now
 
     # -- life
@@ -111,27 +121,77 @@ class Session:
     def add_connection(self, connection: Connection) -> None:
         """Take a connection that is about to log in."""
         self.connections[connection.cid] = connection
+        self.recovery.logging_in(connection.cid)
 
     def connection_logged_in(self, connection: Connection, result: LoginResult) -> None:
-        """Start the full feature phase with the numbers of the final Login Response."""
+        """Start the full feature phase of a connection, or of the session, with the final Login Response."""
         if self.states.on(SessionEvent.CONNECTION_LOGGED_IN):
-            self._leading = self.live = connection
             self.tsih = result.tsih
             self.exp_cmd_sn = result.exp_cmd_sn
             self.max_cmd_sn = result.max_cmd_sn
+            self.update_lanes()
+        else:
+            self.states.on(SessionEvent.CONTINUED)
+            self.update_lanes()
+            if not self.update_window(result.exp_cmd_sn, result.max_cmd_sn):
+                return
+            self.recovery.logged_in(connection)
+        self.send_pending()
 
-    def connection_lost(self, event: ConnectionLost) -> None:
-        """Settle what the connection carried: at ERL 0 its loss is the session's (RFC 3720 6.1.4.4)."""
-        self._leading = self.live = None
-        self.states.on(SessionEvent.FAILED)
-        self._end_everything(event.detail)
-        self.events.append(event)
+    def login_ended(self, connection: Connection) -> None:
+        """Forget a connection that did not get in."""
+        if self.connections.get(connection.cid) is connection:
+            del self.connections[connection.cid]
+        self.recovery.reinstatement_failed(connection.cid)
 
-    def closed(self) -> None:
-        """End the session in good order, after a Logout Response."""
-        self._leading = self.live = None
-        if self.states.on(SessionEvent.CLOSED):
-            self._end_everything("logged out")
+    def connection_lost(self, connection: Connection, event: ConnectionLost) -> None:
+        """Recover what the connection carried, or end: below level 2 its loss is the session's (6.1.4.4)."""
+        if self.over or self.connections.get(connection.cid) is not connection:
+            return
+        if self._closing or not self.recovery.take(connection, event):
+            self.fail(event)
+
+    def forget_connection(self, connection: Connection) -> None:
+        """Take a connection out of the session; its tasks stay."""
+        del self.connections[connection.cid]
+        self.counters.bytes_in += connection.bytes_in
+        self.counters.bytes_out += connection.bytes_out
+        self.update_lanes()
+        lost = [(tag, request) for tag, request in self.control.items() if request.connection is connection]
+        functions: list[TaskRequest] = []
+        for tag, request in lost:
+            del self.control[tag]
+            if isinstance(request, TaskRequest):
+                functions.append(request)
+            elif isinstance(request, TextRequest):
+                request.on_done("the connection was lost")
+            elif isinstance(request, LogoutRequest):
+                logout.unanswered(self, request, "the connection was lost")
+            elif request.on_answer is not None:
+                request.on_answer()
+        self.recovery.requests_lost(functions)
+
+    def fail(self, event: ConnectionLost) -> None:
+        """End the session, all of its connections and all that they carried (RFC 3720 6.1.4.4)."""
+        if not self.over:
+            self._end(SessionEvent.FAILED, ConnectionEvent.LOST, event.detail)
+            self.events.append(event)
+
+    def closed(self, connection: Connection) -> None:
+        """End the session in good order: its Logout Request was answered on ``connection``."""
+        if not self.over:
+            connection.stop(ConnectionEvent.LOGGED_OUT)
+            self._end(SessionEvent.CLOSED, ConnectionEvent.SESSION_CLOSED, "logged out")
+            self.events.append(LoggedOut(connection.cid))
+
+    def _end(self, event: SessionEvent, of_connections: ConnectionEvent, why: str) -> None:
+        self.over = True
+        self.states.on(event)
+        for connection in self.connections.values():
+            connection.stop(of_connections)
+        self.update_lanes()
+        self.recovery.clear()
+        self._end_everything(why)
 
     def _end_everything(self, why: str) -> None:
         tasks, pending, control = list(self.tasks.values()), list(self.pending), list(self.control.values())
@@ -139,17 +199,55 @@ class Session:
             collection.clear()
         for task in tasks:
             task.connection.in_flight -= 1
-            self._end(task, Outcome.UNKNOWN, why)
+            self._end_task(task, Outcome.UNKNOWN, why)
         for task in pending:
-            self._end(task, Outcome.NOT_SENT, why)
+            self._end_task(task, Outcome.NOT_SENT, why)
         for request in control:
             if isinstance(request, TaskRequest):
                 request.on_done(None)
             elif isinstance(request, TextRequest):
                 request.on_done(why)
 
+    # -- lanes
+
+    def set_policy(self, policy: LoadBalancePolicy) -> None:
+        """Spread commands in another way from now on."""
+        if policy is not self._policy:
+            self._policy = policy
+            self._selector = SELECTORS[policy]()
+            self.update_lanes()
+            self.send_pending()
+
+    def update_lanes(self) -> None:
+        """Work out which connections take new commands, after anything about one has changed."""
+        able = sorted((one for one in self.connections.values() if one.takes_requests), key=lambda one: one.rank)
+        staying = [one for one in able if not one.leave_by]
+        # A connection that the target wants logged out takes nothing new while there is another (10.9.1, event 1).
+        lanes = [one for one in staying if one.states.state is ConnectionState.LOGGED_IN] or staying
+        self.live = next(iter(lanes or able), None)
+        self._lanes = [] if self._closing or self.over else lanes
+        self._selector.update(self._lanes)
+        active = [one for one in self._lanes if self._selector.is_active(one)]
+        self._leading = active[0] if len(active) == 1 else None
+
+    def next_lane(self) -> Connection | None:
+        """Return where a task goes that must go somewhere: a lane with room, or any connection."""
+        return self._leading or self._selector.select() or self.live
+
+    def remove_connection(self, cid: int, now: float, within: float = float("inf")) -> None:
+        """Give a connection no more commands, and log it out when its tasks are done (RFC 3720 10.14, reason 1).
+
+        It is logged out in any case after ``within`` seconds, or what the session has patience for.
+        """
+        connection = self.connections.get(cid)
+        if connection is not None and connection.takes_requests and not connection.leave_by:
+            connection.leave_by = now + min(self.patience.drain, within)
+            self.update_lanes()
+            self.next_scan = now
+            self.send_pending()
+
     @staticmethod
-    def _end(task: Task, outcome: Outcome, why: str) -> None:
+    def _end_task(task: Task, outcome: Outcome, why: str) -> None:
         command = task.command
         command.outcome = outcome
         command.error = why
@@ -161,9 +259,7 @@ class Session:
         """Send a command, or hold it until the command window opens."""
         leading = self._leading
         if leading is None or len(self.pending) >= MAXIMUM_PENDING:
-            command.outcome = Outcome.REFUSED
-            command.error = "the session is not logged in" if leading is None else "too many commands wait"
-            command.on_done(command)
+            self._spread(command, now)
             return
         task = Task(command, now + command.timeout if command.timeout else 0.0)
         if self.pending or leading.paused or (self.max_cmd_sn - self.cmd_sn) & MASK >= HALF:
@@ -171,15 +267,35 @@ class Session:
         else:
             self._send(leading, task)
 
+    def _spread(self, command: ScsiCommand, now: float) -> None:
+        """Do as :meth:`execute` where the policy has a choice, or where there is nothing to send on."""
+        no_lane = not self._lanes and (self._closing or self.over or not self.recovery.holds)
+        if no_lane or len(self.pending) >= MAXIMUM_PENDING:
+            command.outcome = Outcome.REFUSED
+            command.error = "the session is not logged in" if no_lane else "too many commands wait"
+            command.on_done(command)
+            return
+        task = Task(command, now + command.timeout if command.timeout else 0.0)
+        lane = None
+        if not self.pending and (self.max_cmd_sn - self.cmd_sn) & MASK < HALF:
+            lane = self._selector.select()
+        if lane is None:
+            self.pending.append(task)
+        else:
+            self._send(lane, task)
+
     def send_pending(self) -> None:
-        """Send held commands as far as the window and the transport let it."""
+        """Send held commands as far as the window and the transports let it."""
         pending = self.pending
-        leading = self._leading
-        while pending and leading is not None and not leading.paused:
+        while pending:
             if (self.max_cmd_sn - self.cmd_sn) & MASK >= HALF:
                 return
-            self._send(leading, pending.popleft())
-            leading = self._leading
+            lane = self._leading
+            if lane is None:
+                lane = self._selector.select()
+            if lane is None or lane.paused:
+                return
+            self._send(lane, pending.popleft())
 
     def _send(self, connection: Connection, task: Task) -> None:
         command = task.command
@@ -196,7 +312,7 @@ class Session:
         connection.commands += 1
         connection.in_flight += 1
         if command.data_out is not None:
-            self.counters.bytes_out += len(command.data_out)
+            connection.bytes_out += len(command.data_out)
         self.issue(connection, task)
 
     def issue(self, connection: Connection, task: Task) -> None:
@@ -270,7 +386,7 @@ class Session:
         data_in = command.data_in
         if data_in is not None:
             received = task.received
-            self.counters.bytes_in += received
+            task.connection.bytes_in += received
             command.data_in_count = received
             missing = max(command.residual, 0) if command.data_out is None else task.read_residual
             if not command.status and received + missing < len(data_in):
@@ -284,17 +400,28 @@ class Session:
     def target_failure(self, task: Task, response: int) -> None:
         """End a task that the target gave up: nothing is said of how far it came (RFC 3720 10.4.3, SAM-3 5.1)."""
         self._forget(task)
-        self._end(task, Outcome.UNKNOWN, f"target failure (response {response:#04x})")
+        self._end_task(task, Outcome.UNKNOWN, f"target failure (response {response:#04x})")
+
+    def give_up(self, task: Task, why: str) -> None:
+        """End a task of which nothing more will be heard."""
+        self._forget(task)
+        self._end_task(task, Outcome.UNKNOWN, why)
+
+    def move(self, task: Task, connection: Connection) -> None:
+        """Change the allegiance of a task."""
+        task.connection.in_flight -= 1
+        task.connection = connection
+        connection.in_flight += 1
 
     def abort_reported(self, task: Task, why: str) -> None:
         """End a task of which the target has said that it does not run any more."""
         self._forget(task)
-        self._end(task, Outcome.ABORTED, why)
+        self._end_task(task, Outcome.ABORTED, why)
 
     def expire_pending(self, task: Task) -> None:
         """End a command that waited too long for the window."""
         self.pending.remove(task)
-        self._end(task, Outcome.NOT_SENT, "the command window did not open in time")
+        self._end_task(task, Outcome.NOT_SENT, "the command window did not open in time")
 
     def update_window(self, exp_cmd_sn: int, max_cmd_sn: int) -> bool:
         """Take ExpCmdSN and MaxCmdSN by the rules of RFC 3720 3.2.2.1; False where they end the session."""
@@ -312,7 +439,8 @@ class Session:
 
     # -- everything but commands
 
-    def _register(self, request: Control) -> int:
+    def register(self, request: Control) -> int:
+        """Give a request its Initiator Task Tag."""
         tag = self._next_tag
         while tag in self.tasks or tag in self.control or tag == RESERVED_TAG:
             tag = tag + 1 & MASK
@@ -331,66 +459,15 @@ class Session:
         timeout: float | None = None,
     ) -> None:
         """Send a task management function (RFC 3720 10.5); ``task`` is the one that ABORT or QUERY TASK names."""
-        connection = self._leading
-        if connection is None:
-            on_done(None)
-            return
-        wait = self.patience.abort if timeout is None else timeout
-        request = TaskRequest(function, lun, self.cmd_sn, now + wait, on_done, wait, task)
-        tag = self._register(request)
-        pdu = TaskManagementRequest(
-            immediate=True,
-            initiator_task_tag=tag,
-            function=function,
-            lun=0 if function in _SESSION_FUNCTIONS else lun,
-            referenced_task_tag=RESERVED_TAG if task is None else task.tag,
-            cmd_sn=self.cmd_sn,
-            exp_stat_sn=connection.exp_stat_sn,
-            ref_cmd_sn=0 if task is None else task.cmd_sn,
-        )
-        connection.send(pdu.encode())
-        if fast_abort.agreed(connection) and task is None:
-            fast_abort.silence(self, request, self._affected(request))
+        task_management.ask(self, function, lun, now, on_done, task=task, timeout=timeout)
 
-    def manage_again(self, request: TaskRequest) -> None:
-        """Ask anew for a function that the target had no room for (RFC 3720 10.17.1, reason 6)."""
-        fast_abort.over(self, request)
-        self.manage_task(
-            request.function, request.lun, self.now, request.on_done, task=request.task, timeout=request.patience
-        )
-
-    def task_managed(self, request: TaskRequest, response: TaskResponse) -> None:
-        """Settle the tasks that a finished function has ended, then tell who asked."""
-        settled = {TaskResponse.FUNCTION_COMPLETE}
-        if request.function is TaskFunction.ABORT_TASK:
-            # A task that does not exist any more cannot run: any status of it came before (StatSN order).
-            settled.add(TaskResponse.TASK_DOES_NOT_EXIST)
-        if response in settled and request.function not in QUERY_FUNCTIONS:
-            for task in self._affected(request):
-                self.abort_reported(task, f"ended by {request.function.name}")
-        fast_abort.over(self, request)
-        request.on_done(response)
-
-    def _affected(self, request: TaskRequest) -> list[Task]:
-        if request.task is not None:
-            return [request.task] if self.tasks.get(request.task.tag) is request.task else []
-        if request.function in _LUN_FUNCTIONS:
-            luns: int | None = request.lun
-        elif request.function in _SESSION_FUNCTIONS:
-            luns = None
-        else:
-            return []
-        return [
-            task
-            for task in self.tasks.values()
-            if luns in (None, task.command.lun) and after(request.cmd_sn, task.cmd_sn)
-        ]
-
-    def ping(self, now: float) -> None:
-        """Ask the target for a sign of life (RFC 3720 10.18)."""
-        connection = self._leading
+    def ping(
+        self, now: float, connection: Connection | None = None, on_answer: Callable[[], None] | None = None
+    ) -> None:
+        """Ask the target for a sign of life, on one connection or on any (RFC 3720 10.18)."""
+        connection = connection or self.live
         if connection is not None:
-            tag = self._register(Ping(now))
+            tag = self.register(Ping(now, connection, on_answer=on_answer))
             self.counters.pings += 1
             pdu = NopOut(
                 immediate=True, initiator_task_tag=tag, cmd_sn=self.cmd_sn, exp_stat_sn=connection.exp_stat_sn
@@ -399,20 +476,30 @@ class Session:
 
     def plug(self, connection: Connection, cmd_sn: int) -> None:
         """Fill the gap that a rejected command left in the command order (RFC 3720 6.3)."""
-        tag = self._register(Ping(self.now))
+        tag = self.register(Ping(self.now, connection, cmd_sn))
         pdu = NopOut(initiator_task_tag=tag, cmd_sn=cmd_sn, exp_stat_sn=connection.exp_stat_sn)
         connection.send(pdu.encode())
 
     def send_text(
-        self, text: bytes, now: float, on_data: Callable[[bytes], None], on_done: Callable[[str], None]
+        self,
+        text: bytes,
+        now: float,
+        on_data: Callable[[bytes], None],
+        on_done: Callable[[str], None],
+        connection: Connection | None = None,
     ) -> None:
-        """Send a Text Request of one PDU and collect the whole answer (RFC 3720 10.10); one at a time."""
-        connection = self._leading
-        if connection is None or any(isinstance(r, TextRequest) for r in self.control.values()):
-            on_done("the session is not logged in" if connection is None else "another text exchange runs")
-            return
-        tag = self._register(TextRequest(now + self.patience.text, on_data, on_done))
-        self.continue_text(connection, tag, RESERVED_TAG, 0, text)
+        """Send a Text Request of one PDU and collect the whole answer (RFC 3720 10.10).
+
+        One at a time on a connection, which is any where none is named.
+        """
+        connection = connection or self.live
+        if connection is None or not connection.takes_requests:
+            on_done("the session is not logged in")
+        elif any(isinstance(r, TextRequest) and r.connection is connection for r in self.control.values()):
+            on_done("another text exchange runs")
+        else:
+            tag = self.register(TextRequest(now + self.patience.text, connection, on_data, on_done))
+            self.continue_text(connection, tag, RESERVED_TAG, 0, text)
 
     def continue_text(self, connection: Connection, tag: int, transfer_tag: int, lun: int, text: bytes) -> None:
         """Send one Text Request PDU of an exchange."""
@@ -428,26 +515,27 @@ class Session:
         )
         connection.send(pdu.encode(), text)
 
-    def logout(self, now: float, reason: LogoutReason = LogoutReason.CLOSE_SESSION) -> None:
-        """Ask the target to close the session (RFC 3720 10.14); the event that follows is ConnectionLost."""
-        connection = self._leading
-        if connection is None:
+    def logout(self, now: float) -> None:
+        """Ask the target to close the session (RFC 3720 10.14); LoggedOut or ConnectionLost follows."""
+        connection = self.live
+        if connection is None or self._closing:
             return
-        self._leading = None
+        self._closing = True
+        self.update_lanes()
         pending, self.pending = self.pending, deque()
         for task in pending:
-            self._end(task, Outcome.NOT_SENT, "logging out")
-        tag = self._register(LogoutRequest(now + self.patience.logout))
-        pdu = LogoutPdu(
-            immediate=True,
-            initiator_task_tag=tag,
-            reason=reason,
-            cid=connection.cid if reason is not LogoutReason.CLOSE_SESSION else 0,
-            cmd_sn=self.cmd_sn,
-            exp_stat_sn=connection.exp_stat_sn,
-        )
-        connection.send(pdu.encode())
+            self._end_task(task, Outcome.NOT_SENT, "logging out")
+        logout.send(self, connection, LogoutReason.CLOSE_SESSION, connection, now)
         connection.states.on(ConnectionEvent.LOGOUT)
+        self.update_lanes()
+
+    def totals(self) -> dict[str, int]:
+        """Return all counters by name, those of the connections added up."""
+        totals = self.counters.as_dict()
+        for connection in self.connections.values():
+            totals["bytes_in"] += connection.bytes_in
+            totals["bytes_out"] += connection.bytes_out
+        return totals
 
     # -- time
 

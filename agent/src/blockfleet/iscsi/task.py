@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from blockfleet.iscsi.constants import TaskFunction, TaskResponse
+from blockfleet.iscsi.constants import LogoutReason, TaskFunction, TaskResponse
 from blockfleet.scsi.command import ScsiCommand
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Task:
         "data_sn",
         "deadline",
         "read_residual",
+        "reassigned",
         "received",
         "tag",
     )
@@ -57,6 +58,26 @@ class Task:
         self.asked = 0
         self.read_residual = 0
         self.abort_stage = AbortStage.NONE
+        self.reassigned = False
+
+    def allegiance_renewed(self, deadline: float) -> None:
+        """Note that it goes on on another connection; it gets until ``deadline`` at least."""
+        self.reassigned = True
+        if self.deadline:
+            self.deadline = max(self.deadline, deadline)
+
+    def renumbered(self, number: int, offset: int | None = None) -> bool:
+        """Take the first DataSN or R2TSN of a new allegiance, where it is not the next one (RFC 3720 6.2.2).
+
+        Data (at ``offset``) may come again that were received already, but none may be missing.
+        """
+        if not self.reassigned or (offset is not None and (number > self.data_sn or offset > self.received)):
+            return False
+        self.reassigned = False
+        self.data_sn = number
+        if offset is not None:
+            self.received = offset
+        return True
 
 
 @dataclass(slots=True)
@@ -69,6 +90,7 @@ class TaskRequest:
     deadline: float
     on_done: Callable[[TaskResponse | None], None]
     patience: float
+    connection: Connection
     task: Task | None = None
     again_at: float = 0.0
     """When it is to be sent anew, after the target had no room for it; 0 while it is under way."""
@@ -81,6 +103,7 @@ class TextRequest:
     """A text exchange, which may take many PDUs; ``on_data`` gets each segment, ``on_done`` the error or ''."""
 
     deadline: float
+    connection: Connection
     on_data: Callable[[bytes], None]
     on_done: Callable[[str], None]
     rounds: int = 0
@@ -88,16 +111,23 @@ class TextRequest:
 
 @dataclass(slots=True)
 class Ping:
-    """A NOP-Out that waits for its NOP-In."""
+    """A NOP-Out that waits for its NOP-In; ``cmd_sn`` is None where it is immediate."""
 
     sent: float
+    connection: Connection
+    cmd_sn: int | None = None
+    on_answer: Callable[[], None] | None = None
+    """Called when the answer has come, or cannot come any more because the connection is lost."""
 
 
 @dataclass(slots=True)
 class LogoutRequest:
-    """A Logout Request that waits for its response."""
+    """A Logout Request that waits for its response: ``connection`` carries it, ``cid`` is what it ends."""
 
     deadline: float
+    connection: Connection
+    reason: LogoutReason
+    cid: int
 
 
 @dataclass(slots=True)
@@ -113,6 +143,11 @@ class Counters:
     rejects: int = 0
     timeouts: int = 0
     digest_errors: int = 0
+    connections_lost: int = 0
+    """Connections whose loss did not end the session."""
+    connections_recovered: int = 0
+    tasks_reassigned: int = 0
+    commands_retried: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Return the counters by name."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from blockfleet.iscsi import confirmation, fast_abort
+from blockfleet.iscsi import confirmation, fast_abort, logout, task_management
 from blockfleet.iscsi.constants import TaskFunction, TaskResponse
 from blockfleet.iscsi.events import LossKind
 from blockfleet.iscsi.states import ConnectionState
@@ -35,76 +35,88 @@ _NEXT_FUNCTION = {
 
 def next_deadline(session: Session) -> float:
     """Return the time of the next thing to do; infinity when nothing is under way."""
-    deadline = float("inf")
+    if session.over:
+        return float("inf")
+    deadline = session.recovery.next_deadline()
+    in_use = session.recovery.holds
     for connection in session.connections.values():
         if connection.states.state in _LOGGING_IN:
             deadline = min(deadline, connection.login_deadline)
-    live = session.live
-    if live is None:
-        return deadline
-    return min(deadline, session.next_scan, _ping_due(session, live))
+        elif connection.takes_data:
+            in_use = True
+            deadline = min(deadline, _ping_due(session, connection))
+    return min(deadline, session.next_scan) if in_use else deadline
 
 
 def _ping_due(session: Session, connection: Connection) -> float:
     patience = session.patience
-    if not patience.noop_interval:
+    if not patience.noop_interval or not connection.takes_requests:
         return float("inf")
-    ping = _outstanding_ping(session)
+    ping = _outstanding_ping(session, connection)
     if ping is None:
         return connection.last_heard + patience.noop_interval
     return max(ping.sent, connection.last_heard) + patience.noop_timeout
 
 
-def _outstanding_ping(session: Session) -> Ping | None:
-    return next((request for request in session.control.values() if isinstance(request, Ping)), None)
+def _outstanding_ping(session: Session, connection: Connection) -> Ping | None:
+    pings = (request for request in session.control.values() if isinstance(request, Ping))
+    return next((ping for ping in pings if ping.connection is connection), None)
 
 
 def advance(session: Session, now: float) -> None:
     """Do whatever is due at ``now``."""
     for connection in list(session.connections.values()):
+        if session.over:
+            return
         if connection.states.state in _LOGGING_IN and now >= connection.login_deadline:
             connection.lose(LossKind.LOGIN_TIMEOUT, "login was not finished in time")
-    live = session.live
-    if live is None:
-        return
-    if now >= _ping_due(session, live):
-        if _outstanding_ping(session) is not None:
-            silence = now - live.last_heard
-            live.lose(LossKind.KEEPALIVE, f"no answer to a ping, {silence:.1f} s of silence")
-            return
-        session.ping(now)
-    if now >= session.next_scan:
+        elif now >= _ping_due(session, connection):
+            _keep_alive(session, connection, now)
+    session.recovery.advance(now)
+    if now >= session.next_scan and not session.over:
         session.next_scan = now + SCAN_INTERVAL
-        _scan_requests(session, live, now)
-        _scan_tasks(session, live, now)
-        confirmation.scan(session, live, now)
+        logout.remove_when_drained(session, now)
+        _scan_requests(session, now)
+        _scan_tasks(session, now)
+        for connection in session.connections.values():
+            if connection.takes_requests:
+                confirmation.scan(session, connection, now)
         fast_abort.forget(session)
 
 
-def _scan_requests(session: Session, connection: Connection, now: float) -> None:
+def _keep_alive(session: Session, connection: Connection, now: float) -> None:
+    if _outstanding_ping(session, connection) is None:
+        session.ping(now, connection)
+    else:
+        silence = now - connection.last_heard
+        connection.lose(LossKind.KEEPALIVE, f"no answer to a ping, {silence:.1f} s of silence")
+
+
+def _scan_requests(session: Session, now: float) -> None:
     for tag, request in list(session.control.items()):
         if isinstance(request, TaskRequest) and 0 < request.again_at <= now:
             del session.control[tag]
-            session.manage_again(request)
+            task_management.ask_again(session, request)
             continue
         if isinstance(request, Ping) or now < request.deadline:
             continue
         del session.control[tag]
         if isinstance(request, LogoutRequest):
-            connection.lose(LossKind.LOGOUT, "no answer to Logout Request")
-            return
-        if isinstance(request, TextRequest):
+            logout.unanswered(session, request, "no answer to Logout Request")
+            if session.over:
+                return
+        elif isinstance(request, TextRequest):
             request.on_done("no answer to Text Request")
         elif isinstance(request, TaskRequest):
             fast_abort.over(session, request)
             request.on_done(None)
 
 
-def _scan_tasks(session: Session, connection: Connection, now: float) -> None:
+def _scan_tasks(session: Session, now: float) -> None:
     for task in [t for t in session.pending if t.deadline and now >= t.deadline]:
         session.expire_pending(task)
     for task in [t for t in session.tasks.values() if t.deadline and now >= t.deadline]:
-        if session.tasks.get(task.tag) is not task:
+        if session.tasks.get(task.tag) is not task or session.recovery.cares_for(task):
             continue
         session.counters.timeouts += 1
         step = _NEXT_FUNCTION.get(task.abort_stage)
@@ -112,7 +124,7 @@ def _scan_tasks(session: Session, connection: Connection, now: float) -> None:
             step = None
         if step is None:
             cdb = task.command.cdb.hex()
-            connection.lose(LossKind.STUCK_TASK, f"command {cdb} neither finished nor was aborted")
+            task.connection.lose(LossKind.STUCK_TASK, f"command {cdb} neither finished nor was aborted")
             return
         task.abort_stage, function = step
         task.deadline = now + session.patience.abort

@@ -84,11 +84,12 @@ async def _ask(dialled: Dialled, portal: Portal) -> Sequence[TargetRecord]:
 
 
 async def _leave(dialled: Dialled) -> None:
-    if not dialled.over.done():
-        dialled.session.logout(asyncio.get_running_loop().time())
-        dialled.transport.drain_events()
-        await asyncio.wait([dialled.over], timeout=LOGOUT_PATIENCE + 1)
-    dialled.transport.abort()
+    driver = dialled.driver
+    if not driver.over.done():
+        driver.session.logout(asyncio.get_running_loop().time())
+        driver.drain()
+        await asyncio.wait([driver.over], timeout=LOGOUT_PATIENCE + 1)
+    driver.abort()
 
 
 def _failed(portal: Portal, why: str) -> BlockfleetError:

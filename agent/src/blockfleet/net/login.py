@@ -18,6 +18,7 @@ from blockfleet.model.errors import BlockfleetError
 from blockfleet.model.isdsc import Isdsc
 from blockfleet.model.portal import Portal
 from blockfleet.net.addresses import connect
+from blockfleet.net.driver import SessionDriver
 from blockfleet.net.transport import SessionTransport
 
 LEADING_CID = 0
@@ -44,6 +45,8 @@ class LoginIntent:
     data_digest: tuple[str, ...] = ("none",)
     protocol_level: int | None = None
     task_reporting: tuple[str, ...] | None = None
+    error_recovery_level: int = 0
+    maximum_connections: int = 1
 
     def offer(self) -> SessionOffer:
         """Return what is offered in negotiation."""
@@ -54,17 +57,39 @@ class LoginIntent:
             data_digest=tuple(_DIGEST_KEYS[name] for name in self.data_digest),
             protocol_level=self.protocol_level,
             task_reporting=self.task_reporting,
+            error_recovery_level=self.error_recovery_level,
+            max_connections=self.maximum_connections,
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Dialled:
-    """A session in full feature phase; ``over`` is done when it ends, after its commands were completed."""
+class Joining:
+    """A login that adds a connection to a session, or brings a lost one back (RFC 3720 5.3.4).
 
-    session: Session
-    transport: SessionTransport
+    ``exp_stat_sn`` acknowledges what the lost one had received; ``rank``, ``weight`` and ``standby`` are for the
+    load balance policy.
+    """
+
+    driver: SessionDriver
+    cid: int
+    exp_stat_sn: int = 0
+    rank: int = 0
+    weight: int = 0
+    standby: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dialled:
+    """A connection in full feature phase, and who drives its session."""
+
+    driver: SessionDriver
+    connection: Connection
     result: LoginResult
-    over: asyncio.Future[ConnectionLost | LoggedOut]
+
+    @property
+    def session(self) -> Session:
+        """The session that the connection is of."""
+        return self.driver.session
 
 
 async def dial_with_fallback(
@@ -72,16 +97,18 @@ async def dial_with_fallback(
     intent: LoginIntent,
     random_bytes: Callable[[int], bytes],
     on_event: Callable[[Event], None],
+    *,
     on_contact: Callable[[], None] = lambda: None,
+    joining: Joining | None = None,
 ) -> Dialled | LoginFailure:
     """Do as :func:`dial`; where the target stumbles over a list of CHAP algorithms, try the last one alone.
 
     The last one is the weakest that the credentials allow: the target gets nothing that was not offered before.
     """
-    outcome = await dial(portal, intent, random_bytes, on_event, on_contact)
+    outcome = await dial(portal, intent, random_bytes, on_event, on_contact=on_contact, joining=joining)
     if isinstance(outcome, LoginFailure) and outcome.retry_single_algorithm and intent.credentials is not None:
         single = replace(intent, credentials=intent.credentials.with_last_algorithm())
-        outcome = await dial(portal, single, random_bytes, on_event, on_contact)
+        outcome = await dial(portal, single, random_bytes, on_event, on_contact=on_contact, joining=joining)
     return outcome
 
 
@@ -90,29 +117,33 @@ async def dial(
     intent: LoginIntent,
     random_bytes: Callable[[int], bytes],
     on_event: Callable[[Event], None],
+    *,
     on_contact: Callable[[], None] = lambda: None,
+    joining: Joining | None = None,
 ) -> Dialled | LoginFailure:
     """Connect and log in within ``intent.timeout`` seconds.
 
     Returns the target's refusal as a value; raises :class:`BlockfleetError` where there is no answer to it: not
     reachable, timed out, closed, not an iSCSI target.  ``on_event`` gets the events of the session that follow,
-    ``on_contact`` is called when the TCP connection is up.
+    ``on_contact`` is called when the TCP connection is up.  Without ``joining`` the login leads a new session.
     """
-    dialling = _Dialling(portal, intent, random_bytes, on_event)
+    dialling = _Dialling(portal, intent, random_bytes, on_event, joining)
     try:
         async with asyncio.timeout(intent.timeout):
-            await connect(portal, lambda: dialling.transport)
+            await connect(portal, dialling.begin)
             on_contact()
             outcome = await dialling.outcome
     except TimeoutError:
-        raise dialling.timed_out() from None
+        if not dialling.succeeded:
+            raise dialling.timed_out() from None
+        outcome = dialling.outcome.result()
     finally:
         dialling.settle()
     return outcome
 
 
 class _Dialling:
-    """The events of a session from its first byte on, and where they go."""
+    """One login from its first byte on, and what becomes of it."""
 
     def __init__(
         self,
@@ -120,85 +151,115 @@ class _Dialling:
         intent: LoginIntent,
         random_bytes: Callable[[int], bytes],
         on_event: Callable[[Event], None],
+        joining: Joining | None,
     ) -> None:
-        loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         self._portal = portal
-        self._on_event = on_event
-        self._timeout = intent.timeout
-        self.purpose = "discover targets" if intent.target is None else f"log in to {intent.target}"
-        self.outcome: asyncio.Future[Dialled | LoginFailure] = loop.create_future()
-        self._over: asyncio.Future[ConnectionLost | LoggedOut] = loop.create_future()
-        now = loop.time()
-        cmd_sn = int.from_bytes(random_bytes(4), "big")
-        self._session = Session(intent.patience, now, cmd_sn)
-        self.transport = SessionTransport(self._session, self._event)
-        machine = LoginMachine(
-            LoginParameters(
-                initiator_name=intent.initiator_name,
-                initiator_alias=intent.initiator_alias,
-                target_name=intent.target,
-                session_type=SessionType.DISCOVERY if intent.target is None else SessionType.NORMAL,
-                isid=intent.isid,
-                tsih=0,
-                cid=LEADING_CID,
-                cmd_sn=cmd_sn,
-                offer=intent.offer(),
-                credentials=intent.credentials,
-            ),
-            random_bytes,
-            _CHALLENGES,
-        )
-        connection = Connection(self._session, LEADING_CID, machine, self.transport.wake, now + intent.timeout)
-        self._session.add_connection(connection)
-        self.transport.attach(connection)
+        self._intent = intent
+        self._random_bytes = random_bytes
+        self._joining = joining
+        purpose = "discover targets" if intent.target is None else f"log in to {intent.target}"
+        self.purpose = f"add a connection to {intent.target}" if joining is not None else purpose
+        self.outcome: asyncio.Future[Dialled | LoginFailure] = self._loop.create_future()
+        if joining is None:
+            session = Session(intent.patience, self._loop.time(), int.from_bytes(random_bytes(4), "big"))
+            self._driver = SessionDriver(session, on_event)
+            self._cid = LEADING_CID
+        else:
+            self._driver = joining.driver
+            self._cid = joining.cid
+        self._connection: Connection | None = None
+        self._transport: SessionTransport | None = None
+
+    def begin(self) -> SessionTransport:
+        """Make what carries the login, now that there is a TCP connection: CmdSN is that of this moment."""
+        session, now = self._driver.session, self._loop.time()
+        transport = SessionTransport(self._driver)
+        machine = LoginMachine(self._parameters(), self._random_bytes, _CHALLENGES)
+        connection = Connection(session, self._cid, machine, transport.wake, now + self._intent.timeout)
+        joining = self._joining
+        if joining is not None:
+            connection.rank, connection.weight, connection.standby = joining.rank, joining.weight, joining.standby
+        self._transport, self._connection = transport, connection
+        self._driver.carry(self._cid, transport, self._event)
+        session.add_connection(connection)
+        transport.attach(connection)
         connection.connecting()
+        return transport
+
+    def _parameters(self) -> LoginParameters:
+        intent, session, joining = self._intent, self._driver.session, self._joining
+        parameters = LoginParameters(
+            initiator_name=intent.initiator_name,
+            initiator_alias=intent.initiator_alias,
+            target_name=intent.target,
+            session_type=SessionType.DISCOVERY if intent.target is None else SessionType.NORMAL,
+            isid=intent.isid,
+            cid=self._cid,
+            cmd_sn=session.cmd_sn,
+            offer=intent.offer(),
+            credentials=intent.credentials,
+        )
+        if joining is None:
+            return parameters
+        leading = self._driver.result
+        assert leading is not None
+        return replace(
+            parameters,
+            leading=False,
+            tsih=session.tsih,
+            session=leading.negotiated,
+            exp_stat_sn=joining.exp_stat_sn,
+            expected_tag=leading.tag,
+        )
 
     def _event(self, event: Event) -> None:
+        if self.outcome.done():
+            return
         if isinstance(event, LoggedIn):
-            if not self.outcome.done():
-                self.outcome.set_result(Dialled(self._session, self.transport, event.result, self._over))
+            assert self._connection is not None
+            self.outcome.set_result(Dialled(self._driver, self._connection, event.result))
         elif isinstance(event, LoginFailed):
-            self.transport.abort()
-            if not self.outcome.done():
-                self.outcome.set_result(event.failure)
+            self.outcome.set_result(event.failure)
         elif isinstance(event, ConnectionLost | LoggedOut):
-            self._ended(event)
-        else:
-            self._on_event(event)
+            self.outcome.set_exception(self._ended(event))
 
-    def _ended(self, event: ConnectionLost | LoggedOut) -> None:
-        if isinstance(event, LoggedOut):
-            self.transport.close()
-        else:
-            self.transport.abort()
-        if not self.outcome.done() and isinstance(event, ConnectionLost) and event.kind is LossKind.LOGIN_TIMEOUT:
-            self.outcome.set_exception(self.timed_out())
-        elif not self.outcome.done():
-            kind = event.kind if isinstance(event, ConnectionLost) else LossKind.LOGOUT
-            detail = event.detail if isinstance(event, ConnectionLost) else kind.value
-            self.outcome.set_exception(
-                BlockfleetError(
-                    Isdsc.PROTOCOL_ERROR if kind is LossKind.PROTOCOL else Isdsc.CONNECTION_FAILED,
-                    f"cannot {self.purpose} at {self._portal}: {detail}",
-                    remedy="check that an iSCSI target serves this portal",
-                )
-            )
-        if not self._over.done():
-            self._over.set_result(event)
+    def _ended(self, event: ConnectionLost | LoggedOut) -> BlockfleetError:
+        if isinstance(event, ConnectionLost) and event.kind is LossKind.LOGIN_TIMEOUT:
+            return self.timed_out()
+        kind = event.kind if isinstance(event, ConnectionLost) else LossKind.LOGOUT
+        detail = event.detail if isinstance(event, ConnectionLost) else kind.value
+        return BlockfleetError(
+            Isdsc.PROTOCOL_ERROR if kind is LossKind.PROTOCOL else Isdsc.CONNECTION_FAILED,
+            f"cannot {self.purpose} at {self._portal}: {detail}",
+            remedy="check that an iSCSI target serves this portal",
+        )
 
     def timed_out(self) -> BlockfleetError:
         """Return the error for a login that took too long."""
         return BlockfleetError(
             Isdsc.CONNECTION_FAILED,
-            f"cannot {self.purpose} at {self._portal}: no answer within {self._timeout:g} s",
+            f"cannot {self.purpose} at {self._portal}: no answer within {self._intent.timeout:g} s",
             remedy="check that the portal is reachable and that an iSCSI target serves it",
         )
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether the connection is in full feature phase."""
+        outcome = self.outcome
+        if not outcome.done() or outcome.cancelled() or outcome.exception() is not None:
+            return False
+        return isinstance(outcome.result(), Dialled)
+
     def settle(self) -> None:
         """Leave nothing behind an attempt that did not succeed."""
-        outcome = self.outcome
-        if not outcome.done():
-            outcome.cancel()
-        elif not outcome.cancelled() and outcome.exception() is None and isinstance(outcome.result(), Dialled):
+        self._driver.login_over(self._cid)
+        if self.succeeded:
             return
-        self.transport.abort()
+        self.outcome.cancel()
+        if self._connection is not None and not self._driver.session.over:
+            self._driver.now()
+            self._connection.closed("login was given up")
+            self._driver.drain()
+        if self._transport is not None:
+            self._transport.abort()

@@ -37,11 +37,12 @@ from blockfleet.model.portal import Portal
 from blockfleet.net.addresses import redirect_allowed, resolve
 from blockfleet.net.connections import (
     MAXIMUM_CONNECTIONS,
-    ConnectionPhase,
+    ConnectionSet,
     ConnectionSpec,
     ConnectionStatus,
 )
-from blockfleet.net.login import Dialled, LoginIntent, dial_with_fallback
+from blockfleet.net.driver import SessionDriver
+from blockfleet.net.login import Dialled, Joining, LoginIntent, dial_with_fallback
 from blockfleet.scsi.command import Outcome, ScsiCommand
 
 MAXIMUM_REDIRECTS = 5
@@ -98,6 +99,11 @@ class NexusParameters:
     def maximum_connections(self) -> int:
         """MaxConnections as it is offered: 1, or room for additions where several are wanted (RFC 3720 12.2)."""
         return MAXIMUM_CONNECTIONS if self.connections else 1
+
+    @property
+    def all_connections(self) -> tuple[ConnectionSpec, ...]:
+        """All wanted connections, the leading one first."""
+        return (ConnectionSpec(self.portal, self.weight, self.standby), *self.connections)
 
     def taking(self, wanted: NexusParameters) -> NexusParameters:
         """Return these parameters with what of ``wanted`` comes into force without a new login."""
@@ -156,17 +162,17 @@ class Nexus:
         self._random_bytes = random_bytes
         self._loop = asyncio.get_running_loop()
         self._session: Session | None = None
-        self._dialled: Dialled | None = None
+        self._driver: SessionDriver | None = None
+        self._connections: ConnectionSet | None = None
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
-        self._over: asyncio.Future[ConnectionLost | LoggedOut] | None = None
         self._moved_to: Portal | None = None
         self._refused = False
         self._stopping = False
         self._leaving: asyncio.Task[None] | None = None
         self._totals: dict[str, int] = {}
-        jitter = random.Random(int.from_bytes(random_bytes(8), "big"))  # noqa: S311 - spreads retries, no secret
-        self._back_off = BackOff(jitter.random)
+        self._jitter = random.Random(int.from_bytes(random_bytes(8), "big"))  # noqa: S311 - spreads retries, no secret
+        self._back_off = BackOff(self._jitter.random)
 
     # -- life
 
@@ -190,11 +196,23 @@ class Nexus:
         self.phase = NexusPhase.CLOSED
 
     def set_parameters(self, parameters: NexusParameters) -> None:
-        """Use ``parameters`` from the next login on; a nexus that waits to try again tries at once."""
-        if parameters != self.parameters:
-            self.parameters = parameters
-            self._moved_to = None
-            self._changed.set()
+        """Use ``parameters`` from the next login on; a nexus that waits to try again tries at once.
+
+        What is said of connections and of the policy over them holds for the present session too, under load.
+        Raises :class:`BlockfleetError` (CANT_REMOVE_LAST_CONNECTION), and changes nothing, where no connection
+        that is logged in would be left of it.
+        """
+        if parameters == self.parameters:
+            return
+        live = self.attempted.taking(parameters)
+        if self._connections is not None:
+            self._connections.check(live.all_connections)
+        self.parameters = parameters
+        self._moved_to = None
+        self._changed.set()
+        if self._connections is not None:
+            self.attempted = live
+            self._connections.apply(live.all_connections, live.connection_policy)
 
     async def relogin(self) -> None:
         """Log out and in again with the present parameters; returns after the logout."""
@@ -202,11 +220,15 @@ class Nexus:
         await self._log_out()
 
     async def _log_out(self) -> None:
-        session, over = self._session, self._over
-        if session is not None and over is not None and not over.done():
-            session.logout(self._loop.time())
-            self._drain()
-            await asyncio.wait([over], timeout=session.patience.logout + 1)
+        driver = self._driver
+        if driver is None or driver.over.done():
+            return
+        if driver.session.live is None:
+            driver.session.recovery.abandon("the session is to be logged out, and has no connection")
+        else:
+            driver.session.logout(driver.now())
+        driver.drain()
+        await asyncio.wait([driver.over], timeout=driver.session.patience.logout + 1)
 
     # -- what it can be asked for
 
@@ -280,24 +302,8 @@ class Nexus:
 
     @property
     def connections(self) -> tuple[ConnectionStatus, ...]:
-        """The connections of the present session, the leading one first."""
-        session, parameters = self._session, self.parameters
-        if session is None:
-            return ()
-        return tuple(
-            ConnectionStatus(
-                connection.cid,
-                parameters.portal,
-                ConnectionPhase.LOGGED_IN,
-                parameters.weight,
-                parameters.standby,
-                connection.commands,
-                connection.in_flight,
-                session.counters.bytes_in,
-                session.counters.bytes_out,
-            )
-            for connection in session.connections.values()
-        )
+        """The connections of the present session, wanted ones in their order, then those that leave."""
+        return self._connections.statuses if self._connections is not None else ()
 
     @property
     def tsih(self) -> int:
@@ -317,7 +323,7 @@ class Nexus:
     @property
     def counters(self) -> dict[str, int]:
         """What has been counted since the start, over all sessions."""
-        present = self._session.counters.as_dict() if self._session is not None else {}
+        present = self._session.totals() if self._session is not None else {}
         return {name: self._totals.get(name, 0) + present.get(name, 0) for name in self._totals | present}
 
     # -- coming back
@@ -330,8 +336,8 @@ class Nexus:
             except BlockfleetError as error:
                 await self._pause(self._login_failed(error))
                 continue
-            assert self._over is not None
-            ended = await self._over
+            assert self._driver is not None
+            ended = await self._driver.over
             await asyncio.sleep(self._ended(ended))
 
     async def _pause(self, seconds: float) -> None:
@@ -368,7 +374,28 @@ class Nexus:
 
     async def _attempt(self, parameters: NexusParameters, portal: Portal) -> LoginFailure | None:
         """Log in at one portal; None for success, or what the target answered."""
-        intent = LoginIntent(
+        outcome = await dial_with_fallback(
+            portal, self._intent(parameters), self._random_bytes, self._session_event, on_contact=self._contacted
+        )
+        if isinstance(outcome, LoginFailure):
+            return outcome
+        self._driver = outcome.driver
+        self._session = outcome.session
+        self.result = outcome.result
+        self.logins += 1
+        self.phase = NexusPhase.LOGGED_IN
+        self.error = None
+        self._refused = False
+        self._back_off.succeeded()
+        self._connections = ConnectionSet(outcome, parameters.target, self._join, self._jitter.random)
+        self.attempted = parameters.taking(self.parameters)
+        self._connections.apply(self.attempted.all_connections, self.attempted.connection_policy)
+        self._listener.nexus_logged_in(self)
+        return None
+
+    @staticmethod
+    def _intent(parameters: NexusParameters) -> LoginIntent:
+        return LoginIntent(
             initiator_name=parameters.initiator_name,
             initiator_alias=parameters.initiator_alias,
             target=parameters.target,
@@ -380,21 +407,21 @@ class Nexus:
             task_reporting=parameters.task_reporting,
             timeout=parameters.login_timeout,
             patience=Patience(noop_interval=parameters.noop_interval, noop_timeout=parameters.noop_timeout),
+            error_recovery_level=parameters.error_recovery_level,
+            maximum_connections=parameters.maximum_connections,
         )
-        outcome = await dial_with_fallback(portal, intent, self._random_bytes, self._session_event, self._contacted)
-        if isinstance(outcome, LoginFailure):
-            return outcome
-        self._dialled = outcome
-        self._session = outcome.session
-        self.result = outcome.result
-        self._over = outcome.over
-        self.logins += 1
-        self.phase = NexusPhase.LOGGED_IN
-        self.error = None
-        self._refused = False
-        self._back_off.succeeded()
-        self._listener.nexus_logged_in(self)
-        return None
+
+    async def _join(self, portal: Portal, joining: Joining, within: float) -> Dialled | LoginFailure:
+        """Log in a further connection, or one that was lost, with what the session was logged in with."""
+        intent = self._intent(self.attempted)
+        intent = replace(intent, timeout=min(intent.timeout, within))
+        outcome = await dial_with_fallback(
+            portal, intent, self._random_bytes, self._session_event, on_contact=self._contacted, joining=joining
+        )
+        if isinstance(outcome, Dialled) and self.phase is NexusPhase.RECOVERING:
+            self.phase = NexusPhase.LOGGED_IN
+            self.error = None
+        return outcome
 
     def _login_failed(self, error: BlockfleetError) -> float:
         """Note a failed attempt and return the seconds until the next one."""
@@ -412,23 +439,28 @@ class Nexus:
         """Note the end of a session and return the seconds to wait before the next login."""
         session = self._session
         assert session is not None
-        for name, value in session.counters.as_dict().items():
+        for name, value in session.totals().items():
             self._totals[name] = self._totals.get(name, 0) + value
+        if self._connections is not None:
+            self._connections.close()
+            self._connections = None
         self.lost_at = self._loop.time()
         self._session = None
-        self._dialled = None
+        self._driver = None
         self.phase = NexusPhase.RECOVERING
-        where = f"{self.parameters.target} at {self.parameters.portal}"
-        self.error = BlockfleetError(
-            Isdsc.TRANSPORT_ERROR,
-            f"lost the session to {where}: {'logged out' if isinstance(ended, LoggedOut) else ended.detail}",
-            remedy="it comes back by itself when the target answers",
-        )
+        self.error = self._lost("logged out" if isinstance(ended, LoggedOut) else ended.detail)
         self._listener.nexus_lost(self, self.error)
         obeyed, self._leaving = self._leaving is not None, None
         if isinstance(ended, LoggedOut):
             return float(self.result.negotiated.default_time2wait) if obeyed and self.result else 0.0
         return ended.wait
+
+    def _lost(self, why: str) -> BlockfleetError:
+        return BlockfleetError(
+            Isdsc.TRANSPORT_ERROR,
+            f"lost the session to {self.parameters.target} at {self.parameters.portal}: {why}",
+            remedy="it comes back by itself when the target answers",
+        )
 
     def _contacted(self) -> None:
         self.contacted_at = self._loop.time()
@@ -437,16 +469,25 @@ class Nexus:
         """Take what a logged-in session tells."""
         if isinstance(event, AsyncNotice):
             self._listener.nexus_async_event(self, event.code, event.lun, event.sense)
-        elif isinstance(event, LogoutAsked) and self._leaving is None:
-            self._leaving = asyncio.create_task(self._obey(event.seconds))
+        elif isinstance(event, LogoutAsked):
+            self._logout_asked(event)
+        elif self._connections is not None:
+            self._connections.take(event)
+            if self._connections.is_down and self.phase is NexusPhase.LOGGED_IN:
+                self.phase = NexusPhase.RECOVERING
+                self.error = self._lost("all of its connections were lost; it can be continued for some time")
 
-    async def _obey(self, seconds: int) -> None:
+    def _logout_asked(self, event: LogoutAsked) -> None:
+        """Obey the target: one connection of several, or the session (RFC 3720 10.9.1, event 1)."""
+        within = max(event.seconds - LOGOUT_MARGIN, 0)
+        if self._connections is not None and self._connections.leave(event.cid, within):
+            return
+        if self._leaving is None:
+            self._leaving = asyncio.create_task(self._obey(within))
+
+    async def _obey(self, seconds: float) -> None:
         """Log out as the target asked, in time, and without a command in flight if that can be had."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(seconds - LOGOUT_MARGIN, 0)):
+            async with asyncio.timeout(seconds):
                 await self._listener.nexus_leaving(self)
         await self._log_out()
-
-    def _drain(self) -> None:
-        if self._dialled is not None:
-            self._dialled.transport.drain_events()

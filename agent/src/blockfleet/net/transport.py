@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One connection's TCP transport on asyncio: bytes, one timer, and one write per loop turn."""
+"""One connection's TCP transport on asyncio: bytes, and one write per loop turn."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
 from typing import cast
 
 from blockfleet.iscsi.connection import Connection
-from blockfleet.iscsi.events import Event
-from blockfleet.iscsi.session import Session
+from blockfleet.net.driver import SessionDriver
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """SO_LINGER with no time: closing sends RST and drops what the kernel still holds for sending."""
@@ -24,17 +22,13 @@ MAXIMUM_JOINED = 16 * 1024
 
 
 class SessionTransport(asyncio.BufferedProtocol):
-    """Drives one :class:`~blockfleet.iscsi.connection.Connection` and its session.
+    """Carries one :class:`~blockfleet.iscsi.connection.Connection` of the session that ``driver`` drives."""
 
-    ``on_event`` is called for each session event, in order, after the entry point that caused it.
-    """
-
-    def __init__(self, session: Session, on_event: Callable[[Event], None]) -> None:
-        self._session = session
-        self._on_event = on_event
+    def __init__(self, driver: SessionDriver) -> None:
+        self._driver = driver
+        self._session = driver.session
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._flush_scheduled = False
         self._connection: Connection | None = None
 
@@ -54,7 +48,7 @@ class SessionTransport(asyncio.BufferedProtocol):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         assert self._connection is not None
         self._connection.connected(self._loop.time())
-        self._after_entry()
+        self._driver.drain()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """Return where the next bytes go; replaced by the connection's own method in :meth:`attach`."""
@@ -68,7 +62,7 @@ class SessionTransport(asyncio.BufferedProtocol):
         connection.received(nbytes, self._loop.time())
         self._flush()
         if self._session.events:
-            self._after_entry()
+            self._driver.drain()
 
     def pause_writing(self) -> None:
         """Hold new commands back: the send buffer is full."""
@@ -86,24 +80,18 @@ class SessionTransport(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Settle what was in flight."""
-        if self._timer is not None:
-            self._timer.cancel()
         assert self._connection is not None
+        self._driver.now()
         self._connection.closed(f"connection lost: {exc}" if exc else "connection closed by the target")
-        self._after_entry()
+        self._driver.drain()
 
-    # -- what the nexus calls
+    # -- what the driver calls
 
     def wake(self) -> None:
         """Send the connection's output at the end of this loop turn."""
         if not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)
-
-    def drain_events(self) -> None:
-        """Pass on events that a call into the session has caused."""
-        if self._session.events:
-            self._after_entry()
 
     def abort(self) -> None:
         """Reset the TCP connection: nothing that is still unsent here may reach the target any more."""
@@ -132,24 +120,6 @@ class SessionTransport(asyncio.BufferedProtocol):
             transport.write(segments[0])
         else:
             transport.writelines(_coalesce(segments))
-
-    def _after_entry(self) -> None:
-        events = self._session.events
-        while events:
-            self._on_event(events.popleft())
-        self._arm()
-
-    def _arm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        deadline = self._session.next_deadline()
-        if deadline != float("inf"):
-            self._timer = self._loop.call_at(deadline, self._tick)
-
-    def _tick(self) -> None:
-        self._session.advance(self._loop.time())
-        self._after_entry()
 
 
 def _coalesce(segments: list[bytes | bytearray | memoryview]) -> list[bytes | bytearray | memoryview]:

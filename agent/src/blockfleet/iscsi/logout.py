@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Logging out: the session, one connection, or a lost connection for recovery (RFC 3720 10.14, 10.15)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from blockfleet.iscsi.constants import LogoutReason, LogoutResponseCode
+from blockfleet.iscsi.events import ConnectionClosed, LossKind
+from blockfleet.iscsi.pdu import LogoutRequest as LogoutPdu
+from blockfleet.iscsi.pdu import LogoutResponse
+from blockfleet.iscsi.states import ConnectionEvent
+from blockfleet.iscsi.task import LogoutRequest
+
+if TYPE_CHECKING:
+    from blockfleet.iscsi.connection import Connection
+    from blockfleet.iscsi.session import Session
+
+
+def send(session: Session, via: Connection, reason: LogoutReason, subject: Connection, now: float) -> None:
+    """Send a Logout Request on ``via`` that ends ``subject``, which may be the same, or the session with all."""
+    request = LogoutRequest(now + session.patience.logout, via, reason, subject.cid)
+    pdu = LogoutPdu(
+        immediate=True,
+        initiator_task_tag=session.register(request),
+        reason=reason,
+        cid=0 if reason is LogoutReason.CLOSE_SESSION else subject.cid,
+        cmd_sn=session.cmd_sn,
+        # That of the connection to be closed, whichever carries the request (RFC 3720 10.14.4).
+        exp_stat_sn=subject.exp_stat_sn,
+    )
+    via.send(pdu.encode())
+
+
+def remove_when_drained(session: Session, now: float) -> None:
+    """Log out the connections that are to leave once their tasks are done, or have had their time."""
+    for connection in list(session.connections.values()):
+        due = connection.leave_by
+        if due and connection.takes_requests and (not connection.in_flight or now >= due):
+            connection.states.on(ConnectionEvent.LOGOUT)
+            send(session, connection, LogoutReason.CLOSE_CONNECTION, connection, now)
+            session.update_lanes()
+
+
+def answered(connection: Connection, request: LogoutRequest, pdu: LogoutResponse) -> None:
+    """Do what a Logout Response says (RFC 3720 10.15.1)."""
+    session = connection.session
+    code = pdu.response
+    if request.reason is LogoutReason.REMOVE_FOR_RECOVERY:
+        session.recovery.logout_answered(request.cid, code, float(pdu.time2wait), float(pdu.time2retain))
+    elif code != LogoutResponseCode.SUCCESS:
+        wait, retain = (
+            (None, None) if code == LogoutResponseCode.CID_NOT_FOUND else (pdu.time2wait, pdu.time2retain)
+        )
+        connection.lose(LossKind.LOGOUT, f"logout answered with {code}", wait, retain)
+    elif request.reason is LogoutReason.CLOSE_SESSION:
+        session.closed(connection)
+    elif connection.stop(ConnectionEvent.LOGGED_OUT):
+        session.forget_connection(connection)
+        session.recovery.terminated(connection)
+        session.events.append(ConnectionClosed(connection.cid))
+
+
+def unanswered(session: Session, request: LogoutRequest, why: str) -> None:
+    """Go on without the answer to a Logout Request."""
+    if request.reason is LogoutReason.REMOVE_FOR_RECOVERY:
+        session.recovery.logout_failed(request.cid)
+    else:
+        request.connection.lose(LossKind.LOGOUT, why)
