@@ -88,6 +88,13 @@ async def running(made: NexusParameters) -> AsyncIterator[tuple[Nexus, Listener]
         await nexus.stop()
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until a condition holds that nobody tells of."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
 async def run(nexus: Nexus, cdb: bytes, *, read: int = 0, write: bytes = b"", lun: int = LUN_0) -> ScsiCommand:
     """Run one command and wait for its end."""
     done: asyncio.Future[ScsiCommand] = asyncio.get_running_loop().create_future()

@@ -162,12 +162,25 @@ class ConnectionSet:
         """Whether no connection is left, while the session may still be continued."""
         return self._session.live is None and not self._session.over
 
+    @property
+    def logged_in(self) -> list[_Slot]:
+        """The wanted connections that are logged in."""
+        return [slot for slot in self._slots if slot.phase is ConnectionPhase.LOGGED_IN]
+
     # -- what is wanted
+
+    def place(self, cid: int) -> int | None:
+        """Return which of the wanted connections has a CID, 0 for the leading one."""
+        return next((place for place, slot in enumerate(self._slots) if slot.cid == cid), None)
+
+    def remove(self, place: int) -> None:
+        """Want one connection no more."""
+        self._remove(self._slots.pop(place))
 
     def check(self, specs: Sequence[ConnectionSpec]) -> None:
         """Raise CANT_REMOVE_LAST_CONNECTION where nothing that is logged in would be left of the session."""
         kept = [slot for slot in self._match(specs) if slot is not None]
-        logged_in = [slot for slot in self._slots if slot.phase is ConnectionPhase.LOGGED_IN]
+        logged_in = self.logged_in
         if logged_in and not any(slot in kept for slot in logged_in):
             raise BlockfleetError(
                 Isdsc.CANT_REMOVE_LAST_CONNECTION,

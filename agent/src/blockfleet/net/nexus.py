@@ -211,8 +211,34 @@ class Nexus:
         self._moved_to = None
         self._changed.set()
         if self._connections is not None:
-            self.attempted = live
             self._connections.apply(live.all_connections, live.connection_policy)
+
+    def remove_connection(self, cid: int) -> None:
+        """Remove a further connection from the session, under load, and from the parameters.
+
+        Raises :class:`BlockfleetError`: INVALID_CONNECTION_ID, CANT_REMOVE_LAST_CONNECTION, or
+        CANNOT_REMOVE_LEADING_CONNECTION, which is the one to the nexus's own portal.
+        """
+        connections = self._connections
+        place = None if connections is None else connections.place(cid)
+        if connections is None or place is None:
+            raise BlockfleetError(
+                Isdsc.INVALID_CONNECTION_ID,
+                f"the session to {self.parameters.target} has no connection {cid} to remove",
+                remedy="see the session's connections for their identifiers",
+            )
+        wanted = list(self.attempted.taking(self.parameters).connections)
+        if place and len(connections.logged_in) > 1:
+            del wanted[place - 1]
+            connections.remove(place)
+            self.set_parameters(replace(self.parameters, connections=tuple(wanted)))
+            return
+        raise BlockfleetError(
+            Isdsc.CANNOT_REMOVE_LEADING_CONNECTION if wanted and not place else Isdsc.CANT_REMOVE_LAST_CONNECTION,
+            f"cannot remove connection {cid} of the session to {self.parameters.target}:"
+            f" it is the {'leading' if wanted and not place else 'last'} one",
+            remedy="log the session out to end it with all of its connections",
+        )
 
     async def relogin(self) -> None:
         """Log out and in again with the present parameters; returns after the logout."""
@@ -388,8 +414,8 @@ class Nexus:
         self._refused = False
         self._back_off.succeeded()
         self._connections = ConnectionSet(outcome, parameters.target, self._join, self._jitter.random)
-        self.attempted = parameters.taking(self.parameters)
-        self._connections.apply(self.attempted.all_connections, self.attempted.connection_policy)
+        live = parameters.taking(self.parameters)
+        self._connections.apply(live.all_connections, live.connection_policy)
         self._listener.nexus_logged_in(self)
         return None
 
