@@ -208,3 +208,16 @@ async def test_TMF_09_a_caller_gets_an_answer_in_bounded_time(rig: Rig) -> None:
     _, nexus, _ = await rig.session()
     with pytest.raises(BlockfleetError, match="no answer"):
         await nexus.lun_reset(LUN, 0.2)
+
+
+async def test_TMF_02_no_scsi_command_is_immediate(session: Session) -> None:
+    """The condition of the row: a task that an immediate command has made."""
+    peer, nexus, _ = session
+    for attribute in range(5):
+        Issued(nexus, attribute=attribute)
+        assert not (await peer.expect(wire.COMMAND)).immediate
+    Issued(nexus, READ_10, read=512)
+    Issued(nexus, WRITE_10, write=bytes(512))
+    Issued(nexus, bytes.fromhex("7f") + bytes(31), read=512)
+    for _ in range(3):
+        assert not (await peer.expect(wire.COMMAND)).immediate

@@ -111,6 +111,7 @@ BY_SENSE: dict[Row, Disposition] = {
     (SenseKey.NOT_READY, 0x04, 0x0A): _NOT_READY,
     (SenseKey.NOT_READY, 0x04, 0x0B): _NOT_READY,
     (SenseKey.NOT_READY, 0x04, 0x0C): _NOT_READY,
+    (SenseKey.NOT_READY, 0x04, 0x12): _NOT_READY,
     (SenseKey.NOT_READY, 0x04, 0x14): _BACK_OFF,
     (SenseKey.MEDIUM_ERROR, None, None): _FAIL,
     (SenseKey.HARDWARE_ERROR, None, None): _FAIL,
