@@ -32,6 +32,9 @@ from blockfleet.iscsi.login import LoginMachine
 from blockfleet.iscsi.negotiation import NegotiationError, Negotiator, Phase
 from blockfleet.iscsi.parameters import Negotiated, SessionOffer
 from blockfleet.iscsi.pdu import PduError, decode_pdu
+from blockfleet.iscsi.recovery import Recovery
+from blockfleet.iscsi.reordering import irregular_data_in, irregular_r2t
+from blockfleet.iscsi.sequence import Acknowledgement
 from blockfleet.iscsi.serial import MASK, after
 from blockfleet.iscsi.states import CONNECTION_TRANSITIONS, ConnectionEvent, ConnectionState, StateMachine
 from blockfleet.iscsi.text import TextError, decode_text
@@ -47,6 +50,8 @@ _TAKES_REQUESTS = (ConnectionState.LOGGED_IN, ConnectionState.LOGOUT_REQUESTED)
 _TAKES_DATA = (*_TAKES_REQUESTS, ConnectionState.IN_LOGOUT)
 
 _STATUS = int(DataInFlag.STATUS)
+_ACKNOWLEDGE = int(DataInFlag.ACKNOWLEDGE)
+_STATUS_OR_ACKNOWLEDGE = _STATUS | _ACKNOWLEDGE
 _FINAL = int(DataInFlag.FINAL)
 _TARGET_FAILURE = int(ServiceResponse.TARGET_FAILURE)
 _VENDOR_RESPONSES = 0x80
@@ -89,12 +94,14 @@ class Connection:
         self.last_heard = 0.0
         self.confirmation = Confirmation()
         self.negotiated = Negotiated()
+        self.recovery: Recovery | None = None
+        """What is done about lost and damaged PDUs; None at error recovery level 0."""
         self._login: LoginMachine | None = login
         self._reader = PduReader(self, self.negotiated.max_recv_data_segment_length)
         self._out: list[Segment] = []
         self._handlers: dict[int, Callable[[bytearray | bytes, int, memoryview | None], None]] = {
             Opcode.SCSI_DATA_IN: self._on_data_in,
-            Opcode.SCSI_RESPONSE: self._on_scsi_response,
+            Opcode.SCSI_RESPONSE: self.scsi_response,
             Opcode.R2T: self._on_r2t,
         }
         # What the hot path looks at for every PDU.
@@ -127,6 +134,9 @@ class Connection:
         self.session.now = now
         self.last_heard = now
         self._reader.received(count)
+        if self.recovery is not None and self.recovery.statuses:
+            self.recovery.statuses.release()
+            self.session.send_pending()
 
     def closed(self, detail: str) -> None:
         """Note that the transport was closed or reset from outside."""
@@ -154,6 +164,11 @@ class Connection:
     def takes_data(self) -> bool:
         """Whether it is in full feature phase: its tasks may still end."""
         return self.states.state in _TAKES_DATA
+
+    @property
+    def searching(self) -> bool:
+        """Whether the PDU after one with a damaged header is being looked for."""
+        return self._reader.searching
 
     @property
     def queued_segments(self) -> int:
@@ -281,19 +296,43 @@ class Connection:
         _, _, _, _, _, tag, _, _, _, _, data_sn, offset, _ = DATA_IN.unpack_from(buffer, at)
         task = self._tasks.get(tag)
         # Whatever is wrong with it is found, and named, when the whole PDU is there.
-        if task is None or task.command.data_in is None or data_sn != task.data_sn:
+        if task is None or task.command.data_in is None or data_sn != task.data_sn or task.sequence is not None:
             return None
         if offset != task.received or offset + length > len(task.command.data_in):
             return None
         return task.command.data_in[offset : offset + length]
 
     def framing_error(self, error: FramingError) -> None:
-        """Take an error in the stream: at ERL 0 each ends the connection (RFC 3720 6.6, 6.7)."""
+        """Take an error after which the stream cannot be read on (RFC 3720 6.6, 6.7)."""
         if error is FramingError.SEGMENT_TOO_LONG:
             self.protocol_error(error.value)
         else:
-            self.session.counters.digest_errors += 1
+            self._count_digest_error(error is FramingError.HEADER_DIGEST)
             self.lose(LossKind.DIGEST, error.value)
+
+    def header_damaged(self, waiting: bool) -> None:
+        """Take a damaged header after which the stream can be read on, or may be when more has come."""
+        self._count_digest_error(True)
+        if self.recovery is not None:
+            self.recovery.header_damaged(waiting)
+
+    def resynchronized(self) -> None:
+        """Count a PDU that was found after a damaged header."""
+        self.session.counters.resyncs += 1
+
+    def data_damaged(self, opcode: int, buffer: bytearray | bytes, at: int) -> None:
+        """Take the header of a PDU whose data are damaged, and discarded."""
+        self._count_digest_error(False)
+        if self.recovery is not None:
+            self.recovery.data_damaged(opcode, buffer, at)
+
+    def _count_digest_error(self, in_header: bool) -> None:
+        counters = self.session.counters
+        counters.digest_errors += 1
+        if in_header:
+            counters.header_digest_errors += 1
+        else:
+            counters.data_digest_errors += 1
 
     def _login_pdu(self, login: LoginMachine, buffer: bytearray | bytes, at: int, data: memoryview | None) -> None:
         self._emit(login.receive(bytes(buffer[at : at + 48]), b"" if data is None else bytes(data)))
@@ -309,6 +348,9 @@ class Connection:
             self.header_digest = self._reader.header_digest = result.negotiated.header_digest
             self.data_digest = self._reader.data_digest = result.negotiated.data_digest
             self._reader.maximum_segment = result.negotiated.max_recv_data_segment_length
+            if result.negotiated.error_recovery_level:
+                self._reader.recovers = True
+                self.recovery = Recovery(self)
             self.states.on(ConnectionEvent.LOGIN_ACCEPTED)
             self.session.connection_logged_in(self, result)
             self.session.events.append(LoggedIn(self.cid, result))
@@ -331,9 +373,9 @@ class Connection:
             flags,
             status,
             lengths,
-            _,
+            lun,
             tag,
-            _,
+            transfer_tag,
             stat_sn,
             exp_cmd_sn,
             max_cmd_sn,
@@ -343,21 +385,14 @@ class Connection:
         ) = DATA_IN.unpack_from(buffer, at)
         session = self.session
         task = self._tasks.get(tag)
-        if task is None:
-            self.protocol_error(f"Data-In for tag {tag:#010x}, which is no task")
+        if task is None or data_sn != task.data_sn or task.sequence is not None:
+            irregular_data_in(self, buffer, at, data)
             return
-        command = task.command
-        target = command.data_in
+        target = task.command.data_in
         length = lengths & 0xFFFFFF
-        if target is None:
-            self.protocol_error(f"Data-In for tag {tag:#010x}, which reads nothing")
-            return
-        if data_sn != task.data_sn and not task.renumbered(data_sn, offset):
-            self.protocol_error(f"DataSN {data_sn} of tag {tag:#010x} where {task.data_sn} was expected")
-            return
         end = offset + length
-        if length and (offset != task.received or end > len(target)):
-            self.protocol_error(f"Data-In at {offset}..{end} of tag {tag:#010x}, which has {task.received} bytes")
+        if target is None or (length and (offset != task.received or end > len(target))):
+            irregular_data_in(self, buffer, at, data)
             return
         if data is not None:
             target[offset:end] = data
@@ -366,14 +401,23 @@ class Connection:
         moved = max_cmd_sn != session.max_cmd_sn or exp_cmd_sn != session.exp_cmd_sn
         if moved and not session.update_window(exp_cmd_sn, max_cmd_sn):
             return
-        if flags & _STATUS:
-            self._status_in_data(task, flags, status, stat_sn, residual)
+        if flags & _STATUS_OR_ACKNOWLEDGE:
+            if flags & _ACKNOWLEDGE and self.recovery is not None:
+                self.recovery.acknowledge_data(task, Acknowledgement(data_sn, transfer_tag, lun))
+            if flags & _STATUS:
+                self.status_in_data(task, flags, status, stat_sn, residual)
         if session.pending:
             session.send_pending()
 
-    def _status_in_data(self, task: Task, flags: int, status: int, stat_sn: int, residual: int) -> None:
+    def status_in_data(
+        self, task: Task, flags: int, status: int, stat_sn: int, residual: int, *, released: bool = False
+    ) -> None:
+        """Take the status in a Data-In whose data are taken; ``released`` when its turn was waited for."""
+        recovery = self.recovery
         if not flags & _FINAL or flags & _BOTH_RESIDUALS == _BOTH_RESIDUALS:
             self.protocol_error("Data-In with status but without F, or with both residual flags")
+        elif recovery is not None and not released and (stat_sn != self.exp_stat_sn or task.sequence is not None):
+            recovery.hold_status_in_data(task, flags, status, stat_sn, residual)
         elif self.take_status(stat_sn):
             task.command.status = status
             if self._take_residual(task, flags, residual):
@@ -389,7 +433,10 @@ class Connection:
             command.residual = residual if flags & _D_UNDERFLOW else -residual
         return True
 
-    def _on_scsi_response(self, buffer: bytearray | bytes, at: int, data: memoryview | None) -> None:
+    def scsi_response(
+        self, buffer: bytearray | bytes, at: int, data: memoryview | None, *, released: bool = False
+    ) -> None:
+        """Take a SCSI Response; ``released`` when its turn was waited for."""
         (
             _,
             flags,
@@ -405,12 +452,18 @@ class Connection:
             bidirectional_residual,
             residual,
         ) = SCSI_RESPONSE.unpack_from(buffer, at)
+        task = self._tasks.get(tag)
+        recovery = self.recovery
+        if recovery is not None and not released:
+            incomplete = task is not None and (exp_data_sn > task.data_sn or task.sequence is not None)
+            if incomplete or stat_sn != self.exp_stat_sn:
+                recovery.hold_response(buffer, at, data)
+                return
         if not self.take_status(stat_sn):
             return
         session = self.session
         if not session.update_window(exp_cmd_sn, max_cmd_sn):
             return
-        task = self._tasks.get(tag)
         if task is None:
             self.protocol_error(f"SCSI Response for tag {tag:#010x}, which is no task")
             return
@@ -424,7 +477,7 @@ class Connection:
         if response:
             session.target_failure(task, response)
         else:
-            if exp_data_sn > task.data_sn and command.data_in is not None:
+            if exp_data_sn > task.data_sn and command.data_in is not None and recovery is None:
                 self.protocol_error(f"ExpDataSN {exp_data_sn} of tag {tag:#010x} where {task.data_sn} PDUs came")
                 return
             command.status = status
@@ -440,13 +493,20 @@ class Connection:
             session.send_pending()
 
     def _on_r2t(self, buffer: bytearray | bytes, at: int, _data: memoryview | None) -> None:
-        (*_, lun, tag, transfer_tag, _, exp_cmd_sn, max_cmd_sn, r2t_sn, offset, length) = R2T.unpack_from(
+        (*_, lun, tag, transfer_tag, stat_sn, exp_cmd_sn, max_cmd_sn, r2t_sn, offset, length) = R2T.unpack_from(
             buffer, at
         )
         task = self._tasks.get(tag)
         session = self.session
         if not session.update_window(exp_cmd_sn, max_cmd_sn):
             return
+        recovery = self.recovery
+        if recovery is not None:
+            if stat_sn != self.exp_stat_sn:
+                recovery.statuses.shown(stat_sn)
+            if task is None:
+                session.counters.repeats += 1
+                return
         if task is None or task.command.data_out is None:
             self.protocol_error(f"R2T for tag {tag:#010x}, which writes nothing")
             return
@@ -455,8 +515,6 @@ class Connection:
             fault = "with the reserved Target Transfer Tag"
         elif lun != task.command.lun:
             fault = f"for LUN {lun:#018x}, which is another one"
-        elif r2t_sn != task.data_sn and not task.renumbered(r2t_sn):
-            fault = f"number {r2t_sn} where {task.data_sn} was expected"
         elif not 0 < length <= self.negotiated.max_burst_length:
             fault = f"for {length} bytes where MaxBurstLength is {self.negotiated.max_burst_length}"
         elif offset + length > len(task.command.data_out):
@@ -466,12 +524,20 @@ class Connection:
         if fault:
             self.protocol_error(f"R2T of tag {tag:#010x} {fault}")
             return
-        task.data_sn = r2t_sn + 1
-        task.asked += length
-        session.counters.r2ts += 1
-        if session.silenced:
-            fast_abort.serve(self, task, (transfer_tag, offset, length))
+        if r2t_sn != task.data_sn or task.sequence is not None:
+            irregular_r2t(self, task, r2t_sn, (transfer_tag, offset, length))
         else:
-            self.send_burst(task, transfer_tag, offset, length)
+            task.data_sn = r2t_sn + 1
+            self.serve_r2t(task, (transfer_tag, offset, length))
         if session.pending:
             session.send_pending()
+
+    def serve_r2t(self, task: Task, transfer: fast_abort.Transfer) -> None:
+        """Send what an R2T asks for, whose turn it is."""
+        session = self.session
+        task.asked += transfer[2]
+        session.counters.r2ts += 1
+        if session.silenced:
+            fast_abort.serve(self, task, transfer)
+        else:
+            self.send_burst(task, *transfer)

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from blockfleet.iscsi import fast_abort, logout, task_management
 from blockfleet.iscsi.constants import (
+    BHS_LENGTH,
     FINAL_BIT,
     RESERVED_TAG,
     RFC_7144_LEVEL,
@@ -37,6 +39,7 @@ from blockfleet.iscsi.text import MAXIMUM_NEGOTIATION_TEXT
 
 if TYPE_CHECKING:
     from blockfleet.iscsi.connection import Connection
+    from blockfleet.iscsi.recovery import Recovery
 
 MAXIMUM_TEXT_ROUNDS = 1_000_000
 """PDUs of one text exchange; its bytes are bounded by whoever collects them."""
@@ -61,6 +64,8 @@ def _on_nop_in(connection: Connection, pdu: Pdu) -> None:
         request = session.control.get(pdu.initiator_task_tag)
         if isinstance(request, Ping):
             del session.control[pdu.initiator_task_tag]
+            if connection.recovery is not None:
+                connection.recovery.ping_answered(request)
             if request.on_answer is not None:
                 request.on_answer()
         return
@@ -187,16 +192,15 @@ def _on_reject(connection: Connection, pdu: Pdu) -> None:
     if pdu.reason not in _REASON_TEXT:
         connection.protocol_error(f"Reject with the reserved reason {pdu.reason:#04x}")
         return
-    if len(pdu.data) < 48:
-        return
-    try:
-        rejected = decode_pdu(pdu.data[:48])
-    except PduError:
-        # A header that is no PDU of ours is only diagnostic.
+    rejected = _rejected_header(pdu)
+    if rejected is None:
         return
     why = f"rejected by the target: {_REASON_TEXT[pdu.reason]}"
     if rejected.OPCODE is Opcode.SCSI_COMMAND:
         task = session.tasks.get(rejected.initiator_task_tag)
+        damaged = pdu.reason == RejectReason.DATA_DIGEST_ERROR and connection.recovery is not None
+        if task is not None and damaged and session.unacknowledged.rejected(session, task):
+            return
         if task is not None:
             session.abort_reported(task, why)
             session.plug(connection, task.cmd_sn)
@@ -215,6 +219,31 @@ def _on_reject(connection: Connection, pdu: Pdu) -> None:
         logout.unanswered(session, request, why)
 
 
+def _rejected_header(pdu: Reject) -> Pdu | None:
+    """Return the header that a Reject carries; None for one that is no PDU and thus only diagnostic."""
+    if len(pdu.data) < BHS_LENGTH:
+        return None
+    try:
+        return decode_pdu(pdu.data[:BHS_LENGTH])
+    except PduError:
+        return None
+
+
+def _in_turn(connection: Connection, recovery: Recovery, pdu: NumberedPdu, shown_only: bool) -> bool:
+    """Whether a PDU is the one that is due; others are held or dropped, and show what is missing."""
+    if isinstance(pdu, Reject):
+        rejected = _rejected_header(pdu)
+        if rejected is not None and rejected.OPCODE is Opcode.SNACK_REQUEST:
+            recovery.snack_rejected(pdu, rejected)
+    if shown_only:
+        recovery.statuses.shown(pdu.stat_sn)
+    elif pdu.stat_sn != connection.exp_stat_sn:
+        if connection.session.update_window(pdu.exp_cmd_sn, pdu.max_cmd_sn):
+            recovery.hold_control(pdu.stat_sn, pdu, partial(_take, connection, pdu))
+        return False
+    return connection.takes_data
+
+
 def handle_control(connection: Connection, pdu: Pdu) -> None:
     """Take a PDU that is not data path: count it, take its window, and do what it asks."""
     handler = CONTROL_HANDLERS.get(pdu.OPCODE)
@@ -223,10 +252,19 @@ def handle_control(connection: Connection, pdu: Pdu) -> None:
         return
     # A ping of the target's shows the next StatSN and does not use it (RFC 3720 10.19.2).
     shown_only = isinstance(pdu, NopIn) and pdu.initiator_task_tag == RESERVED_TAG
-    if not shown_only and not connection.take_status(pdu.stat_sn):
+    recovery = connection.recovery
+    if recovery is not None and not _in_turn(connection, recovery, pdu, shown_only):
         return
-    if connection.session.update_window(pdu.exp_cmd_sn, pdu.max_cmd_sn):
+    if not shown_only:
+        _take(connection, pdu)
+    elif connection.session.update_window(pdu.exp_cmd_sn, pdu.max_cmd_sn):
         handler(connection, pdu)
+
+
+def _take(connection: Connection, pdu: NumberedPdu) -> None:
+    """Process a numbered PDU whose turn it is."""
+    if connection.take_status(pdu.stat_sn) and connection.session.update_window(pdu.exp_cmd_sn, pdu.max_cmd_sn):
+        CONTROL_HANDLERS[pdu.OPCODE](connection, pdu)
 
 
 CONTROL_HANDLERS: dict[int, Callable[[Connection, Pdu], None]] = {

@@ -15,6 +15,7 @@ from typing import Protocol
 from blockfleet.iscsi.constants import BHS_LENGTH, OPCODE_MASK, Opcode
 from blockfleet.iscsi.digest import DIGEST_LENGTH, digest_of, matches
 from blockfleet.iscsi.layout import LENGTHS, LENGTHS_OFFSET
+from blockfleet.iscsi.resync import HEADER_ON_WIRE, Search, following, repaired
 
 STAGING = 64 * 1024
 """Bytes of the staging buffer; it grows once to hold the longest PDU that is not a Data-In."""
@@ -50,12 +51,23 @@ class PduSink(Protocol):
     def framing_error(self, error: FramingError) -> None:
         """Take an error after which the stream cannot be read on."""
 
+    def header_damaged(self, waiting: bool) -> None:
+        """Note that a header has a digest error; ``waiting`` where more must come before the next one is found."""
+
+    def resynchronized(self) -> None:
+        """Note that the PDU after a damaged header was found."""
+
+    def data_damaged(self, opcode: int, buffer: bytearray | bytes, at: int) -> None:
+        """Take the good header of a PDU whose data have a digest error and are discarded."""
+
 
 class PduReader:
     """Reads one connection's stream.
 
     ``header_digest`` and ``data_digest`` are set when the full feature phase begins (RFC 3720 12.1);
-    ``maximum_segment`` is this side's MaxRecvDataSegmentLength.
+    ``maximum_segment`` is this side's MaxRecvDataSegmentLength.  With ``recovers`` (error recovery level 1 and
+    above) a digest error costs only its PDU where that is possible; ``searching`` says that the PDU after a
+    damaged header is being looked for.
     """
 
     __slots__ = (
@@ -71,6 +83,8 @@ class PduReader:
         "data_digest",
         "header_digest",
         "maximum_segment",
+        "recovers",
+        "searching",
     )
 
     def __init__(self, sink: PduSink, maximum_segment: int) -> None:
@@ -86,6 +100,8 @@ class PduReader:
         self.header_digest = False
         self.data_digest = False
         self.maximum_segment = maximum_segment
+        self.recovers = False
+        self.searching = False
 
     def stop(self) -> None:
         """Ignore whatever comes from here on."""
@@ -140,13 +156,19 @@ class PduReader:
             lengths = LENGTHS.unpack_from(buffer, at + LENGTHS_OFFSET)[0]
             ahs_length = lengths >> 24 << 2
             header_length = BHS_LENGTH + ahs_length
+            if ahs_length and self.recovers and header_tail and self._ahs_refuted(at, available):
+                if not self._next_found(at):
+                    return
+                continue
             if available < header_length + header_tail:
                 # Garbage that announces a long header must not be waited for.
                 if not header_tail and lengths & 0xFFFFFF > self.maximum_segment:
                     self._fail(FramingError.SEGMENT_TOO_LONG)
                 return
             if header_tail and not self._header_intact(at, header_length):
-                return
+                if not self._next_found(at):
+                    return
+                continue
             length = lengths & 0xFFFFFF
             if not length:
                 self._start = at + header_length + header_tail
@@ -157,10 +179,36 @@ class PduReader:
     def _header_intact(self, at: int, header_length: int) -> bool:
         view = self._view
         end = at + header_length
-        if matches(view[at:end], view[end : end + DIGEST_LENGTH]):
-            return True
-        # The lengths in a damaged header cannot be trusted: there is no next PDU to find (RFC 3720 6.7).
-        return self._fail(FramingError.HEADER_DIGEST)
+        return matches(view[at:end], view[end : end + DIGEST_LENGTH])
+
+    def _ahs_refuted(self, at: int, available: int) -> bool:
+        """Whether TotalAHSLength is what is damaged: then the bytes that it announces need not come."""
+        if available < HEADER_ON_WIRE:
+            return False
+        bhs = repaired(bytes(self._view[at : at + HEADER_ON_WIRE]))
+        return bhs is not None and not bhs[LENGTHS_OFFSET]
+
+    def _next_found(self, at: int) -> bool:
+        """Go on at the PDU after the one whose header at ``at`` is damaged; False while that is not there."""
+        # The lengths in a damaged header cannot be trusted (RFC 3720 6.7).
+        if not self.recovers:
+            return self._fail(FramingError.HEADER_DIGEST)
+        verdict, where = following(
+            self._view, at, self._end, maximum_segment=self.maximum_segment, data_digest=self.data_digest
+        )
+        if verdict is Search.NONE:
+            return self._fail(FramingError.HEADER_DIGEST)
+        waiting = verdict is Search.MORE
+        if waiting and where - at > len(self._buffer):
+            self._compact(where - at)
+        elif not waiting:
+            self._start = where
+        noted, self.searching = self.searching, waiting
+        if not noted:
+            self._sink.header_damaged(waiting)
+        if not waiting:
+            self._sink.resynchronized()
+        return not waiting
 
     def _segment(self, at: int, ahs_length: int, begin: int, length: int) -> bool:
         """Take the PDU at ``at`` whose data segment starts at ``begin``; False where more bytes are needed."""
@@ -182,7 +230,7 @@ class PduReader:
         if self.data_digest:
             end = begin + padded
             if not matches(view[begin:end], view[end : end + DIGEST_LENGTH]):
-                return self._fail(FramingError.DATA_DIGEST)
+                return self._data_damaged(opcode, buffer, at)
         self._sink.pdu(opcode, buffer, at, ahs_length, view[begin : begin + length])
         return True
 
@@ -215,9 +263,15 @@ class PduReader:
         if self.data_digest:
             received = self._view[at + pad : at + tail]
             if digest_of((data, self._view[at : at + pad])) != received:
-                return self._fail(FramingError.DATA_DIGEST)
+                return self._data_damaged(_DATA_IN, header, 0)
         self._sink.pdu(_DATA_IN, header, 0, LENGTHS.unpack_from(header, LENGTHS_OFFSET)[0] >> 24 << 2, None)
         return True
+
+    def _data_damaged(self, opcode: int, buffer: bytearray | bytes, at: int) -> bool:
+        if not self.recovers:
+            return self._fail(FramingError.DATA_DIGEST)
+        self._sink.data_damaged(opcode, buffer, at)
+        return not self._stopped
 
     def _fail(self, error: FramingError) -> bool:
         self.stop()

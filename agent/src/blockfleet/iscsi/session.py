@@ -30,6 +30,7 @@ from blockfleet.iscsi.layout import SCSI_COMMAND
 from blockfleet.iscsi.login import LoginResult
 from blockfleet.iscsi.pdu import NopOut, ScsiCommandPdu
 from blockfleet.iscsi.pdu import TextRequest as TextPdu
+from blockfleet.iscsi.retry import Unacknowledged
 from blockfleet.iscsi.serial import HALF, MASK, after, within
 from blockfleet.iscsi.states import (
     SESSION_TRANSITIONS,
@@ -73,6 +74,10 @@ class Patience:
     text: float = 10.0
     drain: float = 10.0
     """For the tasks of a connection that is to leave the session."""
+    recovery: float = 2.0
+    """Without progress before something is taken for lost, at error recovery level 1 and above."""
+    resync: float = 3.0
+    """For finding the next PDU after a damaged header."""
     target_reset: bool = False
     """Whether a stuck command may cost the whole target a reset before the session: it hits other hosts too."""
 
@@ -115,6 +120,7 @@ class Session:
         self.over = False
         """Whether it has ended, in good order or not."""
         self.next_scan = now
+        self.unacknowledged = Unacknowledged()
 
     # -- life
 
@@ -375,6 +381,10 @@ class Session:
         if unsolicited:
             connection.send_burst(task, RESERVED_TAG, immediate, unsolicited)
 
+    def runs(self, task: Task) -> bool:
+        """Whether a task has not ended yet."""
+        return self.tasks.get(task.tag) is task
+
     def _forget(self, task: Task) -> None:
         del self.tasks[task.tag]
         task.connection.in_flight -= 1
@@ -408,7 +418,8 @@ class Session:
         self._end_task(task, Outcome.UNKNOWN, why)
 
     def move(self, task: Task, connection: Connection) -> None:
-        """Change the allegiance of a task."""
+        """Change the allegiance of a task: what came out of order on the old connection comes again."""
+        task.sequence = None
         task.connection.in_flight -= 1
         task.connection = connection
         connection.in_flight += 1

@@ -13,6 +13,7 @@ from blockfleet.scsi.command import ScsiCommand
 
 if TYPE_CHECKING:
     from blockfleet.iscsi.connection import Connection
+    from blockfleet.iscsi.sequence import InputSequence
 
 
 class AbortStage(enum.IntEnum):
@@ -29,7 +30,8 @@ class Task:
 
     ``connection`` is the one that it is allegiant to (RFC 3720 3.2.4.1), ``data_sn`` the number of the next Data-In
     or R2T, ``received`` the contiguous bytes read so far, ``asked`` the bytes that R2Ts have asked for,
-    ``read_residual`` what a bidirectional command left unread.
+    ``read_residual`` what a bidirectional command left unread.  ``sequence`` is there only while Data-In or R2T
+    PDUs have come out of order.
     """
 
     __slots__ = (
@@ -43,6 +45,7 @@ class Task:
         "read_residual",
         "reassigned",
         "received",
+        "sequence",
         "tag",
     )
 
@@ -57,6 +60,7 @@ class Task:
         self.received = 0
         self.asked = 0
         self.read_residual = 0
+        self.sequence: InputSequence | None = None
         self.abort_stage = AbortStage.NONE
         self.reassigned = False
 
@@ -143,11 +147,22 @@ class Counters:
     rejects: int = 0
     timeouts: int = 0
     digest_errors: int = 0
+    header_digest_errors: int = 0
+    data_digest_errors: int = 0
+    resyncs: int = 0
+    """Damaged headers after which the next PDU was found."""
+    data_snacks: int = 0
+    """Requests to send Data-In or R2T PDUs again."""
+    status_snacks: int = 0
+    data_acks: int = 0
+    repeats: int = 0
+    """PDUs that came again, or after their task had ended, and were dropped."""
     connections_lost: int = 0
     """Connections whose loss did not end the session."""
     connections_recovered: int = 0
     tasks_reassigned: int = 0
     commands_retried: int = 0
+    """Commands sent again because the target had not acknowledged them."""
 
     def as_dict(self) -> dict[str, int]:
         """Return the counters by name."""

@@ -55,7 +55,9 @@ def _ping_due(session: Session, connection: Connection) -> float:
     ping = _outstanding_ping(session, connection)
     if ping is None:
         return connection.last_heard + patience.noop_interval
-    return max(ping.sent, connection.last_heard) + patience.noop_timeout
+    # Where PDUs may be lost one by one, a ping gets a second one within the time of the first.
+    share = 1 if connection.recovery is None else 2
+    return max(ping.sent, connection.last_heard) + patience.noop_timeout / share
 
 
 def _outstanding_ping(session: Session, connection: Connection) -> Ping | None:
@@ -75,6 +77,7 @@ def advance(session: Session, now: float) -> None:
     session.recovery.advance(now)
     if now >= session.next_scan and not session.over:
         session.next_scan = now + SCAN_INTERVAL
+        _scan_recovery(session, now)
         logout.remove_when_drained(session, now)
         _scan_requests(session, now)
         _scan_tasks(session, now)
@@ -84,8 +87,21 @@ def advance(session: Session, now: float) -> None:
         fast_abort.forget(session)
 
 
+def _scan_recovery(session: Session, now: float) -> None:
+    for connection in list(session.connections.values()):
+        if connection.recovery is not None and connection.takes_data:
+            connection.recovery.scan(now)
+    live = session.live
+    if live is not None and live.recovery is not None:
+        session.unacknowledged.scan(session, now)
+
+
 def _keep_alive(session: Session, connection: Connection, now: float) -> None:
-    if _outstanding_ping(session, connection) is None:
+    ping, recovery = _outstanding_ping(session, connection), connection.recovery
+    if ping is None:
+        session.ping(now, connection)
+    elif recovery is not None and recovery.ping_lost():
+        recovery.ping_answered(ping)
         session.ping(now, connection)
     else:
         silence = now - connection.last_heard
