@@ -348,6 +348,16 @@ def test_SEC_28_operational_key_in_the_security_stage_ends_the_negotiation(key: 
         Negotiator(OFFER).receive([(key, "512")], Stage.SECURITY)
 
 
+def test_declaration_that_the_target_does_not_understand_is_reported_and_no_error() -> None:
+    """LIO answers InitiatorAlias so on the second connection of a session."""
+    negotiator = Negotiator(OFFER)
+    negotiator.offers()
+    assert negotiator.receive([("InitiatorAlias", "NotUnderstood")], Stage.SECURITY) == []
+    assert negotiator.receive([("MaxConnections", "3")]) == []
+    assert negotiator.finish().max_connections == 3
+    assert negotiator.warnings == ["the target answered InitiatorAlias with NotUnderstood"]
+
+
 def test_count_of_keys_is_bounded() -> None:
     negotiator = Negotiator(OFFER)
     negotiator.receive([(f"X-{n}", "1") for n in range(MAXIMUM_KEYS)])

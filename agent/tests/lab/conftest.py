@@ -14,6 +14,9 @@ HOST = "iqn.2026-11.com.example:host"
 _NAME = "iqn.2026-11.com.example:lio"
 PLAIN, ONE_WAY, MUTUAL = f"{_NAME}-plain", f"{_NAME}-one-way", f"{_NAME}-mutual"
 RECOVERING, PAIR = f"{_NAME}-recovering", f"{_NAME}-pair"
+VARIED = f"{_NAME}-varied"
+"""What it offers is up to each test (``Lio.configure``); LUN 1 is a disk whose writes take LATE seconds."""
+LATE = 1.5
 GHOST, CACHED = f"{_NAME}-ghost", f"{_NAME}-cached"
 SLOW, STUCK, FAST = f"{_NAME}-slow", f"{_NAME}-stuck", f"{_NAME}-fast"
 FORWARD = Account("host", "a secret of 12+")
@@ -31,6 +34,8 @@ _DISKS = (
     LioDisk("slow", ram=2, serial=_SHARED, write_delay=WRITE_DELAY),
     LioDisk("stuck", ram=2, serial=_SHARED, write_delay=STUCK_DELAY),
     LioDisk("fast", ram=2, serial=_SHARED),
+    LioDisk("varied", ram=3, serial="b10cf1ee70000004"),
+    LioDisk("late", ram=4, serial="b10cf1ee70000005", write_delay=LATE),
     LioDisk("cached", serial="b10cf1ee70000003", write_cache=True),
 )
 _TARGETS = (
@@ -38,6 +43,7 @@ _TARGETS = (
     LioTarget(ONE_WAY, {0: "disk"}, initiators=(HOST,), account=FORWARD),
     LioTarget(MUTUAL, {0: "disk"}, initiators=(HOST,), account=FORWARD, mutual=REVERSE),
     LioTarget(RECOVERING, {0: "disk"}, initiators=(HOST,), error_recovery_level=2, max_connections=4),
+    LioTarget(VARIED, {0: "varied", 1: "late"}, portals=(0, 1), initiators=(HOST,)),
     LioTarget(PAIR, {3: "pair"}, portals=(0, 1), initiators=(HOST,)),
     LioTarget(GHOST, {0: "slow", 1: "fast"}, initiators=(HOST,)),
     LioTarget(SLOW, {0: "slow"}, initiators=(HOST,)),

@@ -26,6 +26,7 @@ GUEST_ADDRESS = "10.0.2.15"
 _FIRST_PORT = 3260
 _SYSTEM = "/sys/kernel/config/target"
 _START_ATTEMPTS = 3
+_FAULTS = ("BUG:", "WARNING:", "Oops:", "refcount_t:", "Kernel panic")
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,36 @@ class Lio:
         output, _, status = bytes(answer).decode(errors="replace").rpartition("\x04")
         assert int(status) == 0, f"{command} exited with {int(status)}: {output}"
         return output
+
+    def configure(
+        self,
+        target: str,
+        *,
+        error_recovery_level: int = 0,
+        max_connections: int = 1,
+        header_digest: str = "CRC32C,None",
+        data_digest: str = "CRC32C,None",
+        **parameters: str,
+    ) -> None:
+        """Change what a target offers from the next login on; sessions that there are stay as they are."""
+        keys = {
+            "ErrorRecoveryLevel": str(error_recovery_level),
+            "MaxConnections": str(max_connections),
+            "HeaderDigest": header_digest,
+            "DataDigest": data_digest,
+        } | parameters
+        group = _group(target)
+        (named,) = (one.initiators for one in self.targets if one.name == target)
+        # LIO answers ErrorRecoveryLevel with this; an initiator's own is a copy that is made with its entry.
+        places = [group, *(f"{group}/acls/{initiator}" for initiator in named)]
+        lines = [f"echo {error_recovery_level} > {place}/attrib/default_erl" for place in places]
+        lines += [f"echo '{value}' > {group}/param/{name}" for name, value in keys.items()]
+        self.control(" && ".join(lines))
+
+    def complaints(self) -> list[str]:
+        """Return what the guest's kernel has found wrong with itself since it was asked last."""
+        said = self.control("dmesg -c").splitlines()
+        return [line for line in said if any(mark in line for mark in _FAULTS)]
 
     def drop_sessions(self, target: str) -> None:
         """Close the portals of a target with every session, and open them again."""

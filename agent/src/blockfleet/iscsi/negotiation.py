@@ -227,6 +227,10 @@ class Negotiator:
         if key is None:
             return self._unknown(name, value)
         if Sender.TARGET not in key.senders:
+            if value == NOT_UNDERSTOOD:
+                # LIO says so of InitiatorAlias on a connection that joins a session; nothing depends on it.
+                self._warn(f"the target answered {name} with {value}")
+                return None
             raise NegotiationError(f"{name} is not the target's to send")
         if self._phase is not Phase.FULL_FEATURE and not key.stage & stage:
             raise NegotiationError(f"{name} is not allowed in this stage of login")
