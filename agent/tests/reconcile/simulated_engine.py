@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from blockfleet.engine.interface import (
+    ConnectionState,
     DiscoveredPortal,
     DiscoverySpec,
     EngineEvent,
@@ -48,7 +49,8 @@ class SimulatedTarget:
     """A target: its portals, logical units, and whom it lets in.
 
     ``faults`` gives a portal's misbehaviour: ``refused`` (no connection), ``black_hole`` (never answers),
-    ``garbage`` (violates the protocol), ``not_found`` (login refused for good).
+    ``garbage`` (violates the protocol), ``not_found`` (login refused for good).  Connections in a session go up to
+    ``max_connections``; ``connection_faults`` says why the further ones through a portal do not come.
     """
 
     name: str
@@ -58,6 +60,8 @@ class SimulatedTarget:
     faults: dict[str, str] = field(default_factory=dict)
     units_at: dict[str, tuple[LogicalUnit, ...]] = field(default_factory=dict)
     """What single portals show in place of ``units``."""
+    max_connections: int = 1
+    connection_faults: dict[str, str] = field(default_factory=dict)
 
 
 _FAULTS = {
@@ -259,10 +263,35 @@ class SimulatedEngine:
             tsih=session.logins if logged_in else 0,
             credentials_fingerprint=spec.credentials.fingerprint if spec.credentials else "",
             options=spec.options,
-            relogin_pending=logged_in and session.in_use != spec,
+            connection_set=spec.connection_set,
+            connections=self._connections(session) if logged_in else (),
+            negotiated={"MaxConnections": str(self._allowed(session))} if logged_in else {},
+            relogin_pending=logged_in and self._pending(session),
             logins=session.logins,
             units=units,
             fault=session.fault,
+        )
+
+    def _pending(self, session: _Session) -> bool:
+        used, wanted = session.in_use, session.spec
+        assert used is not None
+        if used.connection_set.further or not wanted.connection_set.further:
+            used = used.model_copy(update={"connection_set": wanted.connection_set})
+        return used != wanted
+
+    def _allowed(self, session: _Session) -> int:
+        target = self.targets[session.spec.target]
+        assert session.in_use is not None
+        return min(target.max_connections, 8 if session.in_use.connection_set.further else 1)
+
+    def _connections(self, session: _Session) -> tuple[ConnectionState, ...]:
+        spec, faults = session.spec, self.targets[session.spec.target].connection_faults
+        portals = [spec.portal, *(c.portal or spec.portal for c in spec.connection_set.further)]
+        return tuple(
+            ConnectionState(cid=cid, portal=portal, phase="logged_in", active=True)
+            if cid == 0 or portal not in faults
+            else ConnectionState(portal=portal, phase="failed", error=faults[portal])
+            for cid, portal in enumerate(portals[: self._allowed(session)])
         )
 
     def _volume_state(self, volume: _Volume) -> VolumeState:

@@ -52,6 +52,7 @@ class _Snapshot(Collector):
         """Yield every family (prometheus_client's Collector)."""
         yield from self._host()
         yield from _targets(self._status.targets)
+        yield from _connections(self._status.targets)
         yield from _volumes(self._status.volumes)
 
     def _host(self) -> Iterator[Metric]:
@@ -102,6 +103,38 @@ def _targets(targets: tuple[TargetStatus, ...]) -> Iterator[Metric]:
             for counter, value in counts.items():
                 counters.add_metric([target.name, str(session["portal"]), counter], value)
     yield from (wanted, sessions, counters)
+
+
+_CONNECTION = ("target", "portal", "cid", "via")
+"""Labels of one connection: its session's target and portal, its id, and the portal that it leads to."""
+
+
+def _connections(targets: tuple[TargetStatus, ...]) -> Iterator[Metric]:
+    phases = GaugeMetricFamily(
+        "blockfleet_connections", "Connections that sessions have, by phase.", labels=["target", "portal", "phase"]
+    )
+    wanted = GaugeMetricFamily(
+        "blockfleet_connections_wanted", "Connections that a session shall have.", labels=["target", "portal"]
+    )
+    carried = CounterMetricFamily(
+        "blockfleet_connection_commands", "SCSI commands that a connection was given.", labels=_CONNECTION
+    )
+    in_flight = GaugeMetricFamily(
+        "blockfleet_connection_in_flight", "SCSI commands that a connection waits for.", labels=_CONNECTION
+    )
+    for target in targets:
+        for session in target.sessions:
+            name = [target.name, str(session["portal"])]
+            there = session.get("connections", ())
+            wanted.add_metric(name, 1 + len(session.get("connection_set", {}).get("further", ())))
+            for phase, count in Counter(str(c["phase"]) for c in there).items():
+                phases.add_metric([*name, phase], count)
+            for connection in there:
+                if connection["cid"] is not None:
+                    labels = [*name, str(connection["cid"]), connection["portal"]]
+                    carried.add_metric(labels, connection["commands"])
+                    in_flight.add_metric(labels, connection["in_flight"])
+    yield from (wanted, phases, carried, in_flight)
 
 
 def _volumes(volumes: tuple[VolumeStatus, ...]) -> Iterator[Metric]:

@@ -7,19 +7,22 @@ command it only picks one of them that has room.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
+from blockfleet.model.load_balance import LoadBalancePolicy
 
-class LoadBalancePolicy(enum.StrEnum):
-    """How I/O is spread over lanes."""
-
-    FAIL_OVER_ONLY = "fail_over_only"
-    ROUND_ROBIN = "round_robin"
-    ROUND_ROBIN_WITH_SUBSET = "round_robin_with_subset"
-    WEIGHTED_PATH = "weighted_path"
-    LEAST_QUEUE_DEPTH = "least_queue_depth"
+__all__ = [
+    "SELECTORS",
+    "FailOverOnly",
+    "Lane",
+    "LeastQueueDepth",
+    "LoadBalancePolicy",
+    "RoundRobin",
+    "RoundRobinWithSubset",
+    "Selector",
+    "WeightedPath",
+]
 
 
 class Lane(Protocol):

@@ -48,7 +48,8 @@ TargetArgument = Annotated[str, typer.Argument(metavar="TARGET", help="The targe
 _DEFAULT_WAIT = 30.0
 
 
-def _options(*, disruption: bool, relogin: bool, wait: float) -> Json:
+def change_options(*, disruption: bool, relogin: bool, wait: float) -> Json:
+    """Return how a change is to be carried out."""
     return {
         "allow_disruption": disruption,
         "relogin": "now" if relogin else "next_login",
@@ -69,7 +70,7 @@ def _change_of(file: Path | None, *, replace: bool) -> Json:
     return change
 
 
-def _apply(tools: Environment, change: Json, *, json: bool, wait: float, doing: str) -> None:
+def apply_change(tools: Environment, change: Json, *, json: bool, wait: float, doing: str) -> None:
     """Send a change, show the report, and leave with its exit code."""
     load_change(change)
     with tools.terminal.progress(f"{doing} ..."):
@@ -128,8 +129,8 @@ def apply(
     FILE is merged into the desired state first. Exit code 0 in sync, 3 applied but not verified, 4 partial.
     """
     change = _change_of(file, replace=replace)
-    change["options"] = _options(disruption=disruption, relogin=relogin, wait=wait)
-    _apply(environment(context), change, json=json, wait=wait, doing="applying")
+    change["options"] = change_options(disruption=disruption, relogin=relogin, wait=wait)
+    apply_change(environment(context), change, json=json, wait=wait, doing="applying")
 
 
 def login(
@@ -176,9 +177,9 @@ def login(
         wanted["chap"] = chap
     change = {
         "document": {"targets": [wanted]},
-        "options": _options(disruption=False, relogin=relogin, wait=wait),
+        "options": change_options(disruption=False, relogin=relogin, wait=wait),
     }
-    _apply(environment(context), change, json=json, wait=wait, doing=f"logging in to {target}")
+    apply_change(environment(context), change, json=json, wait=wait, doing=f"logging in to {target}")
 
 
 def _credentials(
@@ -214,9 +215,9 @@ def logout(
     """
     change = {
         "absent": {"target_portals": {target: portals or "all"}},
-        "options": _options(disruption=disruption, relogin=False, wait=wait),
+        "options": change_options(disruption=disruption, relogin=False, wait=wait),
     }
-    _apply(environment(context), change, json=json, wait=wait, doing=f"logging out of {target}")
+    apply_change(environment(context), change, json=json, wait=wait, doing=f"logging out of {target}")
 
 
 def discover(

@@ -67,14 +67,17 @@ def volumes(context: typer.Context, json: JsonFlag = False) -> None:
 
 
 def sessions(context: typer.Context, json: JsonFlag = False) -> None:
-    """List sessions: portal, state, digests, cause of failure."""
+    """List sessions and their connections: portal, state, digests, role, commands, cause of failure.
+
+    A session that met errors gets a line that counts them and its recoveries.
+    """
     tools = environment(context)
     answer = _ask(tools, "/v1/status", "looking at the sessions")
     found = HostStatus.model_validate(answer)
     if json:
         tools.terminal.show_json({"sessions": [s for t in answer["targets"] for s in t["sessions"]]})
     elif any(target.sessions for target in found.targets):
-        tools.terminal.show(present.sessions_table(found.targets))
+        tools.terminal.show(*present.sessions_parts(found.targets))
     else:
         tools.terminal.show("No sessions.")
 

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
-from blockfleet.cli import changing, looking
+from blockfleet.cli import changing, connections, looking
 from blockfleet.cli.exits import Exit
 from blockfleet.cli.terminal import Environment, Terminal
 from blockfleet.model.errors import BlockfleetError
@@ -23,7 +24,7 @@ Say what the host shall have, see what would change, apply it, and see that it s
 Exit codes: 0 in sync, 1 error, 2 changes pending or drift, 3 applied but not verified, 4 partial.
 """
 
-VERBS = (
+VERBS: tuple[Callable[..., None], ...] = (
     looking.status,
     changing.plan,
     changing.apply,
@@ -39,6 +40,11 @@ VERBS = (
     changing.validate,
     looking.version,
 )
+
+GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
+    "connections": ("Change the connections of the sessions to a target, while they are in use.", connections.VERBS)
+}
+"""Verbs of two words: the first, what its help says, and the second ones."""
 
 _BROKEN_PIPE = 141
 """What a shell shows for a command that SIGPIPE ended: 128 + 13."""
@@ -76,6 +82,11 @@ def build() -> typer.Typer:
     app.callback()(_prepare)
     for verb in VERBS:
         app.command(verb.__name__)(verb)
+    for name, (purpose, verbs) in GROUPS.items():
+        group = typer.Typer(help=purpose, no_args_is_help=True, rich_markup_mode=None)
+        for verb in verbs:
+            group.command(verb.__name__)(verb)
+        app.add_typer(group, name=name)
     return app
 
 

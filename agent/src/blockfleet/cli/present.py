@@ -7,10 +7,12 @@ import datetime
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from blockfleet.cli.present_connections import connections_table, have_several, trouble_lines
+from blockfleet.cli.tables import BAD, DOUBTFUL, FAINT, GOOD, STRONG, phase_text, table_of
 from blockfleet.model.plan import (
     Action,
     Disruption,
@@ -24,27 +26,12 @@ from blockfleet.model.plan import (
     VolumeStatus,
 )
 
-GOOD, DOUBTFUL, BAD, FAINT, STRONG = "green", "yellow", "red", "dim", "bold"
-
 _SIGN_STYLES = {"+": GOOD, "~": DOUBTFUL, "-": BAD}
 
 _DISRUPTIONS = {
     Disruption.NONE: "",
     Disruption.RELOGIN: "re-login: I/O on one path pauses",
     Disruption.INTERRUPTS: "interrupts who uses it",
-}
-
-_PHASE_STYLES = {
-    "logged_in": GOOD,
-    "online": GOOD,
-    "active": GOOD,
-    "standby": GOOD,
-    "connecting": DOUBTFUL,
-    "recovering": DOUBTFUL,
-    "closing": DOUBTFUL,
-    "degraded": DOUBTFUL,
-    "queueing": DOUBTFUL,
-    "fencing": DOUBTFUL,
 }
 
 _REPORT_STYLES = {
@@ -126,6 +113,8 @@ def status_parts(status: HostStatus) -> Iterator[RenderableType]:
         yield Text("degraded: ", BAD).append(status.degraded, "default")
     if status.targets:
         yield from _titled("Targets", targets_table(status.targets))
+    if have_several(status.targets):
+        yield from _titled("Connections", connections_table(status.targets))
     if status.volumes:
         yield from _titled("Volumes", VolumesView(status.volumes))
     if not status.targets and not status.volumes:
@@ -163,24 +152,6 @@ def _titled(title: str, table: RenderableType) -> Iterator[RenderableType]:
     yield table
 
 
-_LONG = frozenset({"TARGET", "CAUSE"})
-"""Columns that are folded, character by character, where a terminal is too narrow."""
-
-_NUMBERS = frozenset({"SIZE"})
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style=FAINT, pad_edge=False, padding=(0, 3, 0, 0))
-    for column in columns:
-        justify: JustifyMethod = "right" if column in _NUMBERS else "left"
-        table.add_column(column, justify=justify, overflow="fold", no_wrap=column not in _LONG)
-    return table
-
-
-def _phase(phase: str) -> Text:
-    return Text(phase.replace("_", " "), _PHASE_STYLES.get(phase, BAD))
-
-
 def _ratio(up: int, total: int) -> Text:
     style = GOOD if up >= total else DOUBTFUL if up else BAD
     return Text(f"{up}/{total}", style if total else FAINT)
@@ -188,7 +159,7 @@ def _ratio(up: int, total: int) -> Text:
 
 def targets_table(targets: Iterable[TargetStatus]) -> Table:
     """Return one row a target: sessions up of those that shall be, policy, state."""
-    table = _table("TARGET", "PORTALS UP", "POLICY", "LIFETIME", "STATE")
+    table = table_of("TARGET", "PORTALS UP", "POLICY", "LIFETIME", "STATE")
     for target in targets:
         up = sum(session["phase"] == "logged_in" for session in target.sessions)
         total = len(target.portals) or len(target.sessions)
@@ -206,7 +177,7 @@ def _target_state(target: TargetStatus, up: int) -> Text:
         return Text("logged in", GOOD)
     text = Text("partly logged in", DOUBTFUL) if up else Text("not logged in", BAD)
     if missing is not None:
-        text.append(f", {missing['portal']} ", "default").append_text(_phase(str(missing["phase"])))
+        text.append(f", {missing['portal']} ", "default").append_text(phase_text(str(missing["phase"])))
     return text
 
 
@@ -218,8 +189,8 @@ class VolumesView:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Choose the form that fits (rich's protocol)."""
-        wide = _table(*_VOLUME_COLUMNS, "IDENTITY", "DEVICE")
-        narrow = _table(*_VOLUME_COLUMNS)
+        wide = table_of(*_VOLUME_COLUMNS, "IDENTITY", "DEVICE")
+        narrow = table_of(*_VOLUME_COLUMNS)
         for volume in self._volumes:
             cells = _volume_cells(volume)
             wide.add_row(*cells, _unit(volume), volume.device or volume.socket)
@@ -245,7 +216,7 @@ def _unit(volume: VolumeStatus) -> str:
 
 def _volume_cells(volume: VolumeStatus) -> tuple[str | Text, ...]:
     usable = sum(path["phase"] in ("active", "standby") for path in volume.paths)
-    state = _phase(volume.phase)
+    state = phase_text(volume.phase)
     if volume.read_only:
         state.append(", read-only", "default")
     if not volume.declared:
@@ -260,15 +231,26 @@ def _volume_cells(volume: VolumeStatus) -> tuple[str | Text, ...]:
     )
 
 
+def sessions_parts(targets: tuple[TargetStatus, ...]) -> Iterator[RenderableType]:
+    """Yield the sessions, the connections of those that have several, and the errors that they have met."""
+    yield sessions_table(targets)
+    if have_several(targets):
+        yield from _titled("Connections", connections_table(targets))
+    trouble = list(trouble_lines(targets))
+    if trouble:
+        yield Text("")
+        yield from trouble
+
+
 def sessions_table(targets: Iterable[TargetStatus]) -> Table:
     """Return one row a session, with what it negotiated and why it is not up."""
-    table = _table("TARGET", "PORTAL", "STATE", "ISID", "TSIH", "DIGESTS", "LOGINS", "UNITS", "CAUSE")
+    table = table_of("TARGET", "PORTAL", "STATE", "ISID", "TSIH", "DIGESTS", "LOGINS", "UNITS", "CAUSE")
     for target in targets:
         for session in target.sessions:
             table.add_row(
                 target.name,
                 str(session["portal"]),
-                _phase(str(session["phase"])),
+                phase_text(str(session["phase"])),
                 str(session["isid"]),
                 str(session.get("tsih", 0)),
                 _digests(session.get("negotiated", {})),
@@ -285,7 +267,7 @@ def _digests(negotiated: Mapping[str, str]) -> str:
 
 def discovered_table(targets: Iterable[Any]) -> Table:
     """Return one row a portal that discovery shows."""
-    table = _table("TARGET", "PORTAL", "GROUP TAG")
+    table = table_of("TARGET", "PORTAL", "GROUP TAG")
     for found in targets:
         for portal in found.portals:
             table.add_row(found.target, portal.portal, "" if portal.tag is None else str(portal.tag))

@@ -8,7 +8,7 @@ import io
 import os
 import sys
 
-from blockfleet.cli.main import VERBS, run
+from blockfleet.cli.main import GROUPS, VERBS, run
 
 _HEAD = """\
 # The command `blockfleet`
@@ -36,6 +36,8 @@ def page() -> str:
     """Return the page, in Markdown."""
     sections = [_HEAD, _section("blockfleet")]
     sections += [_section(f"blockfleet {verb.__name__}", verb.__name__) for verb in VERBS]
+    for name, (_, verbs) in GROUPS.items():
+        sections += [_section(f"blockfleet {name} {verb.__name__}", name, verb.__name__) for verb in verbs]
     return "\n".join(sections)
 
 

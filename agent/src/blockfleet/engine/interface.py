@@ -13,7 +13,12 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from blockfleet.model.desired import LoginOptions, Policy
+from blockfleet.model.desired import Connection, ConnectionRole, LoginOptions, Policy
+from blockfleet.model.load_balance import (
+    DEFAULT_CONNECTION_POLICY,
+    MAXIMUM_CONNECTIONS,
+    LoadBalancePolicy,
+)
 
 
 class _Wire(BaseModel):
@@ -47,6 +52,20 @@ class InitiatorSpec(_Wire):
     alias: str = ""
 
 
+class ConnectionSet(_Wire):
+    """The connections that a session shall have, and how it spreads commands over them.  Changes are live."""
+
+    leading: ConnectionRole = ConnectionRole()
+    further: tuple[Connection, ...] = Field(default=(), max_length=MAXIMUM_CONNECTIONS - 1)
+    """A portal that is ``None`` is the session's own."""
+    policy: LoadBalancePolicy = DEFAULT_CONNECTION_POLICY
+
+    @property
+    def size(self) -> int:
+        """How many connections these are, the leading one among them."""
+        return 1 + len(self.further)
+
+
 class SessionSpec(_Wire):
     """One session that shall exist: a path from this host to a portal of a target."""
 
@@ -57,6 +76,7 @@ class SessionSpec(_Wire):
     """Twelve hexadecimal digits, persisted by the agent: the same for this path for ever (RFC 3720 9.1.1)."""
     credentials: Credentials | None = None
     options: LoginOptions = LoginOptions()
+    connection_set: ConnectionSet = ConnectionSet()
 
 
 class DiscoverySpec(_Wire):
@@ -130,6 +150,38 @@ class SessionPhase(enum.StrEnum):
     CLOSING = "closing"
 
 
+class ConnectionPhase(enum.StrEnum):
+    """Where a connection of a session is in its life."""
+
+    CONNECTING = "connecting"
+    LOGGED_IN = "logged_in"
+    RECOVERING = "recovering"
+    """Lost; its tasks go on elsewhere, or here after it is back."""
+    LEAVING = "leaving"
+    """Takes no new commands; logged out when those that it has are done."""
+    FAILED = "failed"
+    """Its last login failed; tried again later."""
+
+
+class ConnectionState(_Wire):
+    """What one connection of a session is doing; the numbers are of SCSI commands since it was first logged in."""
+
+    cid: int | None = None
+    """Connection id (RFC 3720 10.12.6); none before the first login of a further connection."""
+    portal: str
+    phase: ConnectionPhase
+    active: bool = False
+    """Whether the policy sends it commands now, or holds it in reserve."""
+    weight: int = 0
+    standby: bool = False
+    commands: int = 0
+    in_flight: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    error: str = ""
+    """Why it is not logged in."""
+
+
 class SessionState(_Wire):
     """What a session is doing."""
 
@@ -145,6 +197,10 @@ class SessionState(_Wire):
     used others."""
     options: LoginOptions = LoginOptions()
     """The options that this session's next login uses."""
+    connection_set: ConnectionSet = ConnectionSet()
+    """The connections that were asked for last."""
+    connections: tuple[ConnectionState, ...] = ()
+    """Those that there are while the session is logged in, the leading one first."""
     relogin_pending: bool = False
     """Newer credentials or options wait for the next login."""
     negotiated: dict[str, str] = {}
@@ -238,7 +294,8 @@ class Engine(Protocol):
     async def open_session(self, spec: SessionSpec) -> SessionState:
         """Start a session and keep it; returns at once, the login goes on and is seen by ``observe``.
 
-        For a key that exists, the new credentials and options are taken for the next login.
+        For a key that exists, the new credentials and options are taken for the next login, and the connections
+        at once, as far as the present login lets them.
         """
 
     async def relogin(self, key: str) -> None:

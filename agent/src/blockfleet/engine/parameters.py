@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from blockfleet.engine.connections import further_connections
 from blockfleet.engine.interface import Credentials, InitiatorSpec, SessionSpec, session_key
 from blockfleet.iscsi.chap import ALGORITHM_NAMES, ChapCredentials
 from blockfleet.model import names
@@ -29,7 +32,8 @@ def nexus_parameters(spec: SessionSpec, initiator: InitiatorSpec) -> NexusParame
             remedy=f"use {session_key(target, str(portal))!r}",
             field="key",
         )
-    return NexusParameters(
+    wanted = spec.connection_set
+    parameters = NexusParameters(
         initiator_name=initiator.name,
         initiator_alias=initiator.alias,
         target=target,
@@ -41,7 +45,14 @@ def nexus_parameters(spec: SessionSpec, initiator: InitiatorSpec) -> NexusParame
         login_timeout=options.login_timeout,
         noop_interval=options.noop_interval,
         noop_timeout=options.noop_timeout,
+        weight=wanted.leading.weight,
+        standby=wanted.leading.standby,
+        connections=further_connections(wanted, portal),
+        connection_policy=wanted.policy,
     )
+    if options.error_recovery_level is None:
+        return parameters
+    return replace(parameters, error_recovery_level=options.error_recovery_level)
 
 
 def needs_new_login(used: NexusParameters, wanted: NexusParameters) -> bool:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from blockfleet.block.probe import scan
 from blockfleet.block.profile import UnitProfile
+from blockfleet.engine.connections import connection_states
 from blockfleet.engine.event_log import EventLog
 from blockfleet.engine.interface import (
     Fault,
@@ -136,7 +137,7 @@ class Session:
         self.nexus.start()
 
     def update(self, spec: SessionSpec) -> None:
-        """Take new credentials and options for the next login."""
+        """Take new credentials and options for the next login, and new connections at once."""
         if spec == self.spec:
             return
         if spec.credentials != self.spec.credentials:
@@ -220,6 +221,8 @@ class Session:
             tag=nexus.portal_group_tag,
             credentials_fingerprint=self.spec.credentials.fingerprint if self.spec.credentials else "",
             options=self.spec.options,
+            connection_set=self.spec.connection_set,
+            connections=connection_states(nexus.connections, self.spec.connection_set.policy),
             relogin_pending=logged_in
             and self._in_use is not None
             and needs_new_login(self._in_use, nexus.parameters),

@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from blockfleet.model import names
+from blockfleet.model.load_balance import MAXIMUM_CONNECTIONS, MAXIMUM_WEIGHT, LoadBalancePolicy
 from blockfleet.model.portal import Portal
 
 DOCUMENT_VERSION = 1
@@ -175,6 +176,24 @@ class LoginOptions(_Part):
     noop_timeout: float = Field(default=5.0, gt=0, le=3600)
     replacement_timeout: float = Field(default=120.0, ge=0, le=86400)
     """Seconds that I/O waits for a lost session before it is failed."""
+    error_recovery_level: Number | None = Field(default=None, ge=0, le=2)
+    """Highest ErrorRecoveryLevel to offer (RFC 3720 12.20); ``None`` offers what the initiator does by itself."""
+
+
+class ConnectionRole(_Part):
+    """What load balance policies are told of one connection of a session."""
+
+    weight: Number = Field(default=0, ge=0, le=MAXIMUM_WEIGHT)
+    """The lightest connection carries the commands under ``weighted_path``."""
+    standby: bool = False
+    """Held in reserve under ``fail_over_only`` and ``round_robin_with_subset``."""
+
+
+class Connection(ConnectionRole):
+    """A further connection of each session to a target, besides the leading one."""
+
+    portal: PortalText | None = None
+    """Another portal of the same portal group; ``None`` is the session's own."""
 
 
 class DiscoveryPortal(_Part):
@@ -221,6 +240,25 @@ class Target(_Part):
     policy: Policy | None = None
     min_paths: Number | None = Field(default=None, ge=1, le=64)
     """How many sessions must be logged in for the target to count as ready; ``None`` means all of them."""
+    connections: tuple[Connection, ...] | None = None
+    """Further connections of each session; several may lead to one portal."""
+    leading_connection: ConnectionRole | None = None
+    """The role of the connection that each session begins with."""
+    connection_policy: LoadBalancePolicy | None = None
+    """How each session spreads commands over its connections."""
+
+    @model_validator(mode="after")
+    def _connections(self) -> Target:
+        further = self.connections or ()
+        if len(further) >= MAXIMUM_CONNECTIONS:
+            raise _refuse(
+                "too_many_connections",
+                f"{len(further)} connections besides the leading one; a session has {MAXIMUM_CONNECTIONS} at most",
+            )
+        leading = self.leading_connection or ConnectionRole()
+        if leading.standby and all(connection.standby for connection in further):
+            raise _refuse("all_in_standby", f"every connection of a session to {self.name} is in standby")
+        return self
 
     @model_validator(mode="after")
     def _portals(self) -> Target:

@@ -222,7 +222,9 @@ def _merge_fields(old: Plain, new: Plain) -> Plain:
         elif isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = _merge_fields(merged[key], value)
         else:
-            merged[key] = value
+            kept = _without_none(value)
+            if kept or not value:  # An object that only takes fields away declares nothing.
+                merged[key] = kept
     return merged
 
 

@@ -25,9 +25,6 @@ from blockfleet.model.portal import Portal
 from blockfleet.net.driver import SessionDriver
 from blockfleet.net.login import Dialled, Joining
 
-MAXIMUM_CONNECTIONS = 8
-"""Connections of one session, and MaxConnections as it is offered where more than one is wanted."""
-
 SHARED_ATTEMPT = 3.0
 """Seconds for one login that is to continue a session, while there is another portal to try in turn."""
 

@@ -33,10 +33,10 @@ from blockfleet.iscsi.reconnect import BackOff
 from blockfleet.iscsi.session import Patience, Session
 from blockfleet.model.errors import BlockfleetError
 from blockfleet.model.isdsc import Isdsc
+from blockfleet.model.load_balance import DEFAULT_CONNECTION_POLICY, MAXIMUM_CONNECTIONS
 from blockfleet.model.portal import Portal
 from blockfleet.net.addresses import redirect_allowed, resolve
 from blockfleet.net.connections import (
-    MAXIMUM_CONNECTIONS,
     ConnectionSet,
     ConnectionSpec,
     ConnectionStatus,
@@ -89,7 +89,7 @@ class NexusParameters:
     weight: int = 0
     standby: bool = False
     connections: tuple[ConnectionSpec, ...] = ()
-    connection_policy: LoadBalancePolicy = LoadBalancePolicy.ROUND_ROBIN
+    connection_policy: LoadBalancePolicy = DEFAULT_CONNECTION_POLICY
     protocol_level: int | None = None
     """iSCSIProtocolLevel to offer (RFC 7143 13.24); None leaves it to the target to ask for one."""
     task_reporting: tuple[str, ...] | None = None

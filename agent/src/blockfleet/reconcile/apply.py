@@ -109,6 +109,7 @@ class Executor:
             isid=seen.get(session.key, isid),
             credentials=session.credentials,
             options=session.options,
+            connection_set=session.connection_set,
         )
 
     async def _relogin_in_turn(

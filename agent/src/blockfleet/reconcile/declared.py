@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from blockfleet.model.desired import Chap, Document, LoginOptions, Target, Volume
+from blockfleet.model.desired import Chap, Connection, Document, LoginOptions, Target, Volume
 from blockfleet.model.plan import Action, Kind, Verb
 from blockfleet.reconcile.wanted import Fingerprint
 from blockfleet.store.secrets import SHOWN_FINGERPRINT
@@ -23,6 +23,9 @@ _TITLES = {
     Kind.POLICY: "policy",
     Kind.VOLUME: "volume",
 }
+
+_PLAIN_FIELDS = {"lifetime", "min_paths", "leading_connection", "connection_policy"}
+"""Fields of a target that are shown as they are."""
 
 _ORDER = {kind: index for index, kind in enumerate(_TITLES)}
 
@@ -50,17 +53,26 @@ def _parts(document: Document, fingerprint: Fingerprint) -> Iterator[tuple[Part,
 
 
 def _target_parts(target: Target, fingerprint: Fingerprint) -> Iterator[tuple[Part, dict[str, Any]]]:
-    own: dict[str, Any] = target.model_dump(mode="json", exclude_none=True, include={"lifetime", "min_paths"})
+    own: dict[str, Any] = target.model_dump(mode="json", exclude_none=True, include=_PLAIN_FIELDS)
     if target.portals is not None:
         own["portals"] = target.portals if target.portals == "all" else sorted(target.portals)
     if target.login is not None:
-        own["login"] = target.login.model_dump(mode="json")
+        own["login"] = target.login.model_dump(mode="json", exclude_none=True)
+    if target.connections is not None:
+        own["connections"] = [_connection(connection) for connection in target.connections]
     if own or (target.chap is None and target.policy is None):
         yield (Kind.TARGET, target.name), own
     if target.chap is not None:
         yield (Kind.CHAP, target.name), _chap(target.chap, fingerprint)
     if target.policy is not None:
         yield (Kind.POLICY, target.name), {"policy": target.policy.value}
+
+
+def _connection(connection: Connection) -> str:
+    words = [connection.portal or "the session's own portal"]
+    words += [f"weight {connection.weight}"] if connection.weight else []
+    words += ["standby"] if connection.standby else []
+    return " ".join(words)
 
 
 def _chap(chap: Chap, fingerprint: Fingerprint) -> dict[str, Any]:
@@ -104,13 +116,20 @@ def _no_details(_value: dict[str, Any]) -> str:
 
 
 def _listed(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(_listed, value)) or "(none)"
+    if isinstance(value, dict):
+        return "[" + " ".join(f"{field} {value[field]}" for field in sorted(value)) + "]"
+    return str(value)
 
+
+_UNTOLD: frozenset[str] = frozenset({"login", "leading_connection"})
+"""What the line of a new target does not tell; the diff does."""
 
 _DETAILS: dict[Kind, Callable[[dict[str, Any]], str]] = {
     Kind.INITIATOR: lambda v: ", ".join(f"{k} {v[k]}" for k in sorted(v)),
     Kind.STATIC_TARGET: lambda v: f"portals {_listed(v['portals'])}" if v else "",
-    Kind.TARGET: lambda v: ", ".join(f"{k} {_listed(v[k])}" for k in sorted(v) if k != "login"),
+    Kind.TARGET: lambda v: ", ".join(f"{k} {_listed(v[k])}" for k in sorted(v) if k not in _UNTOLD),
     Kind.CHAP: lambda v: f"user {v['user']}" if v else "",
     Kind.POLICY: lambda v: str(v.get("policy", "")),
     Kind.VOLUME: lambda v: _unit(v) if v else "",

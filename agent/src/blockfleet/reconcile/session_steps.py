@@ -5,10 +5,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from blockfleet.engine.interface import EngineState, InitiatorSpec, SessionPhase, SessionState
+from blockfleet.engine.interface import ConnectionSet, EngineState, InitiatorSpec, SessionPhase, SessionState
 from blockfleet.model.change import Options
+from blockfleet.model.desired import LoginOptions
 from blockfleet.model.isdsc import Isdsc
 from blockfleet.model.plan import Action, Kind, Origin, Problem, Verb
+from blockfleet.reconcile.connection_steps import (
+    connection_changes,
+    connection_findings,
+    needs_new_login,
+    shown_connections,
+)
 from blockfleet.reconcile.disruption import Cost, cost_of_relogin, cost_of_renaming, costs_of_logout
 from blockfleet.reconcile.scope import Finding
 from blockfleet.reconcile.steps import Operation, Step
@@ -62,23 +69,24 @@ def _refusal(cost: Cost, options: Options) -> str:
 
 def _shown(session: WantedSession) -> dict[str, Any]:
     """Describe a session by what it shall be, without anything that changes by itself."""
-    shown: dict[str, Any] = {"target": session.target, "portal": session.portal}
-    if session.fingerprint:
-        shown["credentials"] = session.fingerprint[:SHOWN_FINGERPRINT]
-    options = session.options.model_dump(mode="json", exclude_defaults=True)
-    if options:
-        shown["login"] = options
-    return shown
+    return _described(session, session.fingerprint, session.options, session.connection_set)
 
 
 def _shown_state(state: SessionState) -> dict[str, Any]:
-    shown: dict[str, Any] = {"target": state.target, "portal": state.portal}
-    if state.credentials_fingerprint:
-        shown["credentials"] = state.credentials_fingerprint[:SHOWN_FINGERPRINT]
-    options = state.options.model_dump(mode="json", exclude_defaults=True)
-    if options:
-        shown["login"] = options
-    return shown
+    return _described(state, state.credentials_fingerprint, state.options, state.connection_set)
+
+
+def _described(
+    session: WantedSession | SessionState, fingerprint: str, options: LoginOptions, connections: ConnectionSet
+) -> dict[str, Any]:
+    parts = {
+        "target": session.target,
+        "portal": session.portal,
+        "credentials": fingerprint[:SHOWN_FINGERPRINT],
+        "login": options.model_dump(mode="json", exclude_defaults=True),
+        "connections": shown_connections(connections),
+    }
+    return {name: part for name, part in parts.items() if part}
 
 
 def _opening(session: WantedSession, origin: Origin) -> Step:
@@ -96,25 +104,30 @@ def _opening(session: WantedSession, origin: Origin) -> Step:
 def _updating(
     session: WantedSession, state: SessionState, origin: Origin, observed: EngineState, options: Options
 ) -> Step | None:
-    differs = state.credentials_fingerprint != session.fingerprint or state.options != session.options
+    live = connection_changes(state.connection_set, session.connection_set)
+    at_login = _new_at_login(session, state)
+    if live and needs_new_login(state, session.connection_set):
+        at_login, live = [*at_login, *live], []
     logged_in = state.phase in (SessionPhase.LOGGED_IN, SessionPhase.RECOVERING)
     now = options.relogin == "now" and logged_in
-    if not differs and not (now and state.relogin_pending):
+    if now and state.relogin_pending and not at_login:
+        at_login = ["pending changes"]
+    if not at_login and not live:
         return None
-    what = _what_differs(session, state)
-    if not logged_in or now:
+    cost, operation, verb, when = Cost(), Operation.UPDATE, Verb.UPDATE, "from its next login on"
+    if at_login and (now or not logged_in):
         # Who is not in has nothing to lose, and would else wait for the end of a back-off.
         cost = cost_of_relogin(observed, session.key) if logged_in else Cost()
         operation, verb, when = Operation.RELOGIN, Verb.RELOGIN, "log in again"
-    else:
-        cost = Cost()
-        operation, verb, when = Operation.UPDATE, Verb.UPDATE, "from its next login on"
     refused = _refusal(cost, options)
+    what = "; ".join(
+        [*([", ".join(live)] if live else []), *([f"{', '.join(at_login)}, {when}"] if at_login else [])]
+    )
     action = Action(
         verb=verb,
         kind=Kind.SESSION,
         subject=session.key,
-        text=f"~ session {session.target} via {session.portal}: {what}, {when}",
+        text=f"~ session {session.target} via {session.portal}: {what}",
         origin=origin,
         disruption=cost.disruption,
         refused=refused,
@@ -124,13 +137,14 @@ def _updating(
     return Step(operation, session.key, action, session=session, refused=bool(refused))
 
 
-def _what_differs(session: WantedSession, state: SessionState) -> str:
+def _new_at_login(session: WantedSession, state: SessionState) -> list[str]:
+    """Return what differs and comes into force with a login only."""
     new = []
     if state.credentials_fingerprint != session.fingerprint:
         new.append("credentials" if session.fingerprint else "no credentials")
     if state.options != session.options:
         new.append("login options")
-    return f"new {' and '.join(new)}" if new else "pending changes"
+    return [f"new {' and '.join(new)}"] if new else []
 
 
 def _endings(
@@ -230,10 +244,13 @@ def _renaming(
 
 
 def session_findings(wanted: Wanted, observed: EngineState, acted_on: frozenset[str]) -> list[Finding]:
-    """Return the wanted sessions that run but are not logged in, with the cause, but for those acted on."""
+    """Return the wanted sessions that are not logged in or lack connections, with the cause, but those acted on."""
     findings = []
     for state in observed.sessions:
-        if state.key not in wanted.sessions or state.key in acted_on or state.phase is SessionPhase.LOGGED_IN:
+        if state.key not in wanted.sessions or state.key in acted_on:
+            continue
+        if state.phase is SessionPhase.LOGGED_IN:
+            findings += connection_findings(wanted.sessions[state.key], state)
             continue
         where = f"session {state.target} via {state.portal}"
         if state.fault is not None:

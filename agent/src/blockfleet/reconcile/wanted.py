@@ -7,9 +7,25 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from blockfleet.engine.interface import Credentials, DiscoveredPortal, InitiatorSpec, session_key
-from blockfleet.model.desired import Attachment, Chap, Document, LoginOptions, Policy, Target, Volume
+from blockfleet.engine.interface import (
+    ConnectionSet,
+    Credentials,
+    DiscoveredPortal,
+    InitiatorSpec,
+    session_key,
+)
+from blockfleet.model.desired import (
+    Attachment,
+    Chap,
+    ConnectionRole,
+    Document,
+    LoginOptions,
+    Policy,
+    Target,
+    Volume,
+)
 from blockfleet.model.isdsc import Isdsc
+from blockfleet.model.load_balance import DEFAULT_CONNECTION_POLICY
 from blockfleet.model.plan import Problem
 from blockfleet.reconcile.scope import Finding, finding
 from blockfleet.store.documents import Desired, target_record
@@ -30,6 +46,7 @@ class WantedSession:
     portal: str
     credentials: Credentials | None
     options: LoginOptions
+    connection_set: ConnectionSet
     untouchable: bool = False
 
     @property
@@ -128,7 +145,13 @@ def wanted_of(desired: Desired, shown: Shown, initiator_name: str, fingerprint: 
         for portal in portals:
             key = session_key(target.name, portal)
             sessions[key] = WantedSession(
-                key, target.name, portal, credentials, target.login or LoginOptions(), untouchable
+                key,
+                target.name,
+                portal,
+                credentials,
+                target.login or LoginOptions(),
+                connection_set_of(target, portal),
+                untouchable,
             )
     targets = {target.name: target for target in document.targets}
     return Wanted(
@@ -147,6 +170,18 @@ def _portals(target: Target, document: Document, shown: Shown) -> tuple[str, ...
     if target.portals == "all":
         return shown.portals_of(target.name, document)
     return target.portals or ()
+
+
+def connection_set_of(target: Target, portal: str) -> ConnectionSet:
+    """Return the connections of a target's session through ``portal``."""
+    return ConnectionSet(
+        leading=target.leading_connection or ConnectionRole(),
+        further=tuple(
+            connection if connection.portal else connection.model_copy(update={"portal": portal})
+            for connection in target.connections or ()
+        ),
+        policy=target.connection_policy or DEFAULT_CONNECTION_POLICY,
+    )
 
 
 def _volume(volume: Volume, target: Target | None, document: Document) -> WantedVolume:
