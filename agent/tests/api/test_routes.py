@@ -7,6 +7,7 @@ import asyncio
 import json
 
 import pytest
+from tests.api.recording import STATUS
 
 from blockfleet.engine.interface import EngineEvent
 from blockfleet.model.change import Change
@@ -144,6 +145,30 @@ async def test_metrics_show_sessions_paths_volumes_and_drift(api):
         'blockfleet_drift_actions{verb="login"} 1.0',
     ):
         assert line in lines, f"{line} is not in\n{answer.text}"
+
+
+async def test_metrics_show_connections(api, sockets):
+    session = {
+        **STATUS.targets[0].sessions[0],
+        "connection_set": {"further": [{}, {}]},
+        "connections": [
+            {"cid": 0, "portal": "192.0.2.10:3260", "phase": "logged_in", "commands": 41, "in_flight": 3},
+            {"cid": 4, "portal": "192.0.2.13:3260", "phase": "logged_in", "commands": 7, "in_flight": 1},
+            {"cid": None, "portal": "192.0.2.10:3260", "phase": "failed", "commands": 0, "in_flight": 0},
+        ],
+    }
+    target = STATUS.targets[0].model_copy(update={"sessions": (session,)})
+    sockets.control.answers["status"] = STATUS.model_copy(update={"targets": (target,)})
+    lines = (await api.get("/metrics")).text.splitlines()
+    where = f'portal="192.0.2.10:3260",target="{TARGET}"'
+    one = f'cid="4",portal="192.0.2.10:3260",target="{TARGET}",via="192.0.2.13:3260"'
+    for line in (
+        f"blockfleet_connections_wanted{{{where}}} 3.0",
+        f'blockfleet_connections{{phase="logged_in",{where}}} 2.0',
+        f"blockfleet_connection_commands_total{{{one}}} 7.0",
+        f"blockfleet_connection_in_flight{{{one}}} 1.0",
+    ):
+        assert line in lines, f"{line} is not in\n" + "\n".join(lines)
 
 
 async def test_openapi_describes_every_route_and_its_errors(api):

@@ -7,6 +7,7 @@ import pytest
 from tests.reconcile.host import P1, P2, TARGET, login
 
 P3 = "192.0.2.13:3260"
+ROUND_TO_WEIGHTED = "change connection policy round_robin -> weighted_path"
 KEY = f"{TARGET}@{P1}"
 
 
@@ -57,8 +58,7 @@ async def test_a_session_begins_with_its_connections(mcs):
         ),
         (
             {"connections": [{"portal": P3}], "connection_policy": "weighted_path"},
-            f"add connection via {P3}, remove connection via {P1}, "
-            "change connection policy round_robin -> weighted_path",
+            f"add connection via {P3}, remove connection via {P1}, {ROUND_TO_WEIGHTED}",
         ),
     ],
 )

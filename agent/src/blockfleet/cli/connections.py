@@ -91,23 +91,31 @@ def remove(
             remedy=f"log out instead: blockfleet logout {declared.name}",
         )
     wanted = None if portal is None else str(Portal.parse(portal))
-    index = next((i for i in reversed(range(len(further))) if wanted in (None, further[i].get("portal"))), None)
-    if index is None:
-        leading = declared.portals != "all" and wanted in (declared.portals or ())
+    own = () if declared.portals == "all" else declared.portals or ()
+    fits = [
+        i
+        for i, c in enumerate(further)
+        if wanted in (None, c.get("portal")) or ("portal" not in c and wanted in own)
+    ]
+    if not fits:
+        leading = wanted in own
         raise BlockfleetError(
             Isdsc.CANNOT_REMOVE_LEADING_CONNECTION if leading else Isdsc.INVALID_CONNECTION_ID,
             f"cannot remove a connection via {wanted} from the sessions to {declared.name}: "
             + ("it is the leading one" if leading else "none is declared"),
             remedy="see 'blockfleet desired' for those that are",
         )
-    del further[index]
+    del further[fits[-1]]
     _declare(tools, declared, {"connections": further}, json=json, wait=wait)
 
 
 def policy(
     context: typer.Context,
     target: TargetArgument,
-    name: Annotated[LoadBalancePolicy, typer.Argument(metavar="POLICY", help=", ".join(LoadBalancePolicy) + ".")],
+    name: Annotated[
+        LoadBalancePolicy,
+        typer.Argument(metavar="POLICY", show_choices=False, help=f"{', '.join(LoadBalancePolicy)}."),
+    ],
     *,
     weight: Annotated[
         int | None,

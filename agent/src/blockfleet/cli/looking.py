@@ -67,9 +67,10 @@ def volumes(context: typer.Context, json: JsonFlag = False) -> None:
 
 
 def sessions(context: typer.Context, json: JsonFlag = False) -> None:
-    """List sessions and their connections: portal, state, digests, role, commands, cause of failure.
+    """List sessions with their connections, and why one is not up.
 
-    A session that met errors gets a line that counts them and its recoveries.
+    Connections are listed where a session has several. A session that met errors gets a line that counts
+    them and its recoveries.
     """
     tools = environment(context)
     answer = _ask(tools, "/v1/status", "looking at the sessions")

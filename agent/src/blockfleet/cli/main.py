@@ -46,6 +46,8 @@ GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
 }
 """Verbs of two words: the first, what its help says, and the second ones."""
 
+_HELP_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
 _BROKEN_PIPE = 141
 """What a shell shows for a command that SIGPIPE ended: 128 + 13."""
 
@@ -77,15 +79,17 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        context_settings=_HELP_SETTINGS,
     )
     app.callback()(_prepare)
     for verb in VERBS:
         app.command(verb.__name__)(verb)
     for name, (purpose, verbs) in GROUPS.items():
-        group = typer.Typer(help=purpose, no_args_is_help=True, rich_markup_mode=None)
+        group = typer.Typer(
+            help=purpose, no_args_is_help=True, rich_markup_mode=None, context_settings=_HELP_SETTINGS
+        )
         for verb in verbs:
-            group.command(verb.__name__)(verb)
+            group.command(verb.__name__, context_settings=_HELP_SETTINGS)(verb)
         app.add_typer(group, name=name)
     return app
 
