@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockfleet.engine.interface import (
+    ConnectionSet,
     Credentials,
     Engine,
     EngineEvent,
@@ -32,6 +33,7 @@ TARGET = "iqn.2026-11.com.example:disk"
 NAA = "6001405000000000000000000000b10c"
 IDENTITY = f"naa.{NAA}"
 SIZE = 16 << 20
+ONE = ConnectionSet()
 QUICK = LoginOptions(login_timeout=3.0, noop_interval=1.0, noop_timeout=1.0)
 
 
@@ -64,7 +66,11 @@ class Rig:
         return session_key(TARGET, self.portal(index))
 
     async def login(
-        self, index: int = 0, credentials: Credentials | None = None, options: LoginOptions = QUICK
+        self,
+        index: int = 0,
+        credentials: Credentials | None = None,
+        options: LoginOptions = QUICK,
+        connections: ConnectionSet = ONE,
     ) -> SessionState:
         """Open the session through a portal; does not wait."""
         return await self.engine.open_session(
@@ -75,6 +81,7 @@ class Rig:
                 isid=isid(index),
                 credentials=credentials,
                 options=options,
+                connection_set=connections,
             )
         )
 

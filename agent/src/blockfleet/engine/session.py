@@ -137,14 +137,17 @@ class Session:
         self.nexus.start()
 
     def update(self, spec: SessionSpec) -> None:
-        """Take new credentials and options for the next login, and new connections at once."""
+        """Take new credentials and options for the next login, and new connections at once.
+
+        Raises :class:`BlockfleetError`, and changes nothing, for what cannot be or would end the session.
+        """
         if spec == self.spec:
             return
+        self.nexus.set_parameters(nexus_parameters(spec, self._initiator))
         if spec.credentials != self.spec.credentials:
             self._events.record(EventNumber.CREDENTIALS_CHANGED, spec.key)
         self.spec = spec
         self._told = ""
-        self.nexus.set_parameters(nexus_parameters(spec, self._initiator))
 
     async def relogin(self) -> None:
         """Log out and in again; returns when the logout is done and the login begun."""
