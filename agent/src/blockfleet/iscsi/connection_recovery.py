@@ -20,6 +20,7 @@ from blockfleet.iscsi.events import (
     ConnectionFreed,
     ConnectionLost,
     LossKind,
+    QuirkMet,
     ReinstatementWanted,
 )
 from blockfleet.iscsi.serial import MASK, after
@@ -172,6 +173,10 @@ class ConnectionRecovery:
             return
         now = self._session.now
         if code == LogoutResponseCode.SUCCESS:
+            if self._session.quirks.logout_without_times and not wait and not retain:
+                agreed = departure.connection.negotiated
+                wait, retain = agreed.default_time2wait, agreed.default_time2retain
+                self._met(cid, "it gives no times in its answer to a recovery logout")
             departure.connection.states.on(ConnectionEvent.CLEANED_UP)
             self._session.events.append(ConnectionFreed(cid))
             self._cleaned_up(departure, now + wait, now + wait + retain)
@@ -230,7 +235,10 @@ class ConnectionRecovery:
         unsent, begun = self._tasks_of(departure.connection)
         self._send_again(unsent)
         departure.orphans = len(begun)
-        self._orphans.extend(_Orphan(task, departure, earliest) for task in begun)
+        named = self._session.quirks.reassign_names_unit
+        self._orphans.extend(
+            _Orphan(task, departure, earliest, lun=task.command.lun if named else 0) for task in begun
+        )
         if not begun:
             self._session.counters.connections_recovered += 1
         self._reassign(self._session.now)
@@ -285,9 +293,13 @@ class ConnectionRecovery:
         if self._asked.get(task.tag) is not orphan:
             return
         del self._asked[task.tag]
+        response = self._meant(orphan, response)
         if response is TaskResponse.FUNCTION_COMPLETE:
             session.counters.tasks_reassigned += 1
             task.allegiance_renewed(session.now + session.patience.abort)
+            if session.quirks.answers_in_doubt:
+                # Where the task does not go on, it is aborted, whatever became of it.
+                task.deadline = task.deadline or session.now + session.patience.abort
         elif session.tasks.get(task.tag) is not task:
             pass
         elif response is TaskResponse.TASK_DOES_NOT_EXIST:
@@ -303,6 +315,16 @@ class ConnectionRecovery:
             return
         self._finished(orphan)
         self._reassign(session.now)
+
+    def _meant(self, orphan: _Orphan, response: TaskResponse | None) -> TaskResponse | None:
+        """Return what an answer means that is of a target's own making."""
+        meant = response if response is None else self._session.quirks.reassign_answers.get(response, response)
+        if meant is not response and response is not None and meant is not None:
+            self._met(orphan.task.connection.cid, f"its answer {response.name} to TASK REASSIGN means {meant.name}")
+        return meant
+
+    def _met(self, cid: int, what: str) -> None:
+        self._session.events.append(QuirkMet(cid, self._session.quirks.kind, what))
 
     @staticmethod
     def _may_repeat(orphan: _Orphan, response: TaskResponse | None) -> bool:

@@ -116,6 +116,15 @@ class AsyncNotice:
     sense: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class QuirkMet:
+    """A target did something in its own way, and was understood (``blockfleet.iscsi.quirks``)."""
+
+    cid: int
+    kind: str
+    detail: str
+
+
 Event = (
     LoggedIn
     | LoginFailed
@@ -127,4 +136,5 @@ Event = (
     | ReinstatementWanted
     | LogoutAsked
     | AsyncNotice
+    | QuirkMet
 )

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from blockfleet.balance.policy import SELECTORS, LoadBalancePolicy, Selector
-from blockfleet.iscsi import fast_abort, logout, task_management, timers
+from blockfleet.iscsi import fast_abort, logout, quirks, task_management, timers
 from blockfleet.iscsi.connection import Connection
 from blockfleet.iscsi.connection_recovery import ConnectionRecovery
 from blockfleet.iscsi.constants import (
@@ -108,6 +108,7 @@ class Session:
         self.information = bytes(3)
         """Additional Response Information of the function that was answered last (RFC 7144 4.2)."""
         self.tsih = 0
+        self.quirks = quirks.NONE
         self._next_tag = 1
         self.live: Connection | None = None
         """The most preferred connection that takes requests."""
@@ -133,6 +134,7 @@ class Session:
         """Start the full feature phase of a connection, or of the session, with the final Login Response."""
         if self.states.on(SessionEvent.CONNECTION_LOGGED_IN):
             self.tsih = result.tsih
+            self.quirks = quirks.quirks_of(result.target_alias)
             self.exp_cmd_sn = result.exp_cmd_sn
             self.max_cmd_sn = result.max_cmd_sn
             self.update_lanes()

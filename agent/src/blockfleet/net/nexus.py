@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import logging
 import os
 import random
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from blockfleet.iscsi.events import (
     Event,
     LoggedOut,
     LogoutAsked,
+    QuirkMet,
 )
 from blockfleet.iscsi.login import LoginResult
 from blockfleet.iscsi.login_failure import FailureKind, LoginFailure, login_error
@@ -50,6 +52,8 @@ MAXIMUM_REDIRECTS = 5
 
 REDIRECTS = frozenset({FailureKind.REDIRECT_PERMANENT, FailureKind.REDIRECT_TEMPORARY})
 
+
+_log = logging.getLogger(__name__)
 
 LOGOUT_MARGIN = 0.5
 """Seconds of the time that a target gives for a logout which are kept for the logout itself."""
@@ -171,6 +175,7 @@ class Nexus:
         self._stopping = False
         self._leaving: asyncio.Task[None] | None = None
         self._totals: dict[str, int] = {}
+        self._quirks: set[QuirkMet] = set()
         self._jitter = random.Random(int.from_bytes(random_bytes(8), "big"))  # noqa: S311 - spreads retries, no secret
         self._back_off = BackOff(self._jitter.random)
 
@@ -497,6 +502,10 @@ class Nexus:
             self._listener.nexus_async_event(self, event.code, event.lun, event.sense)
         elif isinstance(event, LogoutAsked):
             self._logout_asked(event)
+        elif isinstance(event, QuirkMet):
+            if event not in self._quirks:
+                self._quirks.add(event)
+                _log.info("%s is taken for %s: %s", self.parameters.target, event.kind, event.detail)
         elif self._connections is not None:
             self._connections.take(event)
             if self._connections.is_down and self.phase is NexusPhase.LOGGED_IN:

@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING, ClassVar
 from blockfleet_testtarget import logout, snack, task_responses
 from blockfleet_testtarget.codec import AsyncEvent, Op, Pdu, RejectReason, SnackKind
 from blockfleet_testtarget.faults.base import Fault, FaultError, register
-from blockfleet_testtarget.task_responses import Function
+from blockfleet_testtarget.task_responses import Answer, Function
 
 if TYPE_CHECKING:
     from blockfleet_testtarget.connection import Connection
     from blockfleet_testtarget.target import TestTarget
     from blockfleet_testtarget.tasks import Task
+
+_CODES_OF_LIO: dict[int, Answer] = {
+    Answer.NO_TASK: Answer.COMPLETE,
+    Answer.NO_LUN: Answer.NO_TASK,
+    Answer.STILL_ALLEGIANT: Answer.NO_LUN,
+    Answer.NO_REASSIGNMENT: Answer.NOT_SUPPORTED,
+}
+"""What LIO sends for an answer of 10.6.1: it looks it up among those of its SCSI layer.  All others are 255."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,6 +103,35 @@ class AnswerReassign(Fault):
         if not pdu.immediate:
             session.skip(pdu.cmdsn)
         return True
+
+
+@register
+@dataclass(slots=True, kw_only=True)
+class MisreportReassign(Fault):
+    """Reassign tasks as asked, and answer with a code of another table, as LIO does, until disarmed."""
+
+    name: ClassVar[str] = "misreport_reassign"
+    times: int = 0
+
+    def sending(self, connection: Connection, pdu: Pdu) -> list[Pdu] | None:
+        if pdu.opcode != Op.TASK_RESPONSE or not self.strikes(connection):
+            return None
+        code = _CODES_OF_LIO.get(pdu.bhs[2], Answer.REJECTED)
+        return [Pdu(pdu.bhs[:2] + bytes([code]) + pdu.bhs[3:])]
+
+
+@register
+@dataclass(slots=True, kw_only=True)
+class HideLogoutTimes(Fault):
+    """Say 0 for Time2Wait and Time2Retain in Logout Responses and keep to what was agreed on, until disarmed."""
+
+    name: ClassVar[str] = "hide_logout_times"
+    times: int = 0
+
+    def sending(self, connection: Connection, pdu: Pdu) -> list[Pdu] | None:
+        if pdu.opcode != Op.LOGOUT_RESPONSE or not self.strikes(connection):
+            return None
+        return [Pdu(pdu.bhs[:40] + bytes(4) + pdu.bhs[44:])]
 
 
 @register

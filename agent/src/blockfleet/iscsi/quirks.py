@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What kinds of targets do in another way than RFC 3720 says, as far as a session has to know it.
+
+A target is known by what its leading login says.  Whoever acts on an entry tells it with
+:class:`~blockfleet.iscsi.events.QuirkMet`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from blockfleet.iscsi.constants import TaskResponse
+
+_R = TaskResponse
+
+
+@dataclass(frozen=True, slots=True)
+class Quirks:
+    """The ways of one kind of target."""
+
+    kind: str = ""
+    reassign_answers: Mapping[TaskResponse, TaskResponse] = field(default_factory=lambda: MappingProxyType({}))
+    """What an answer to TASK REASSIGN means, where that is not what RFC 3720 10.6.1 says."""
+    reassign_names_unit: bool = False
+    """Whether the LUN of a TASK REASSIGN has to be the task's, though the field is reserved (10.5.3)."""
+    logout_without_times: bool = False
+    """Whether a recovery logout is answered with 0 for Time2Wait and Time2Retain whatever was agreed on (10.15)."""
+
+    @property
+    def answers_in_doubt(self) -> bool:
+        """Whether "reassigned" is no certainty: only the task itself shows it."""
+        return bool(self.reassign_answers)
+
+
+NONE = Quirks()
+
+LIO = Quirks(
+    kind="LIO",
+    # Its code of 10.6.1 goes through the table for codes of its SCSI layer, which has others.  "Complete" would be
+    # a task that it does not know, or success as soon as that is put right.
+    reassign_answers=MappingProxyType(
+        {
+            _R.FUNCTION_REJECTED: _R.FUNCTION_COMPLETE,
+            _R.FUNCTION_COMPLETE: _R.FUNCTION_COMPLETE,
+            _R.LUN_DOES_NOT_EXIST: _R.TASK_STILL_ALLEGIANT,
+            _R.FUNCTION_NOT_SUPPORTED: _R.REASSIGNMENT_NOT_SUPPORTED,
+        }
+    ),
+    reassign_names_unit=True,
+    logout_without_times=True,
+)
+
+_BY_ALIAS = {"LIO Target": LIO}
+
+
+def quirks_of(target_alias: str) -> Quirks:
+    """Return what is known of a target with this TargetAlias."""
+    return _BY_ALIAS.get(target_alias, NONE)
