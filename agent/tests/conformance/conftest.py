@@ -191,6 +191,17 @@ class Rig:
         await listener.until(lambda: listener.logins)
         return peer, nexus, listener
 
+    async def recovering(
+        self,
+        level: int,
+        digests: tuple[str, str] = ("None", "None"),
+        answers: dict[str, str] | None = None,
+        **changes: object,
+    ) -> tuple[Peer, Nexus, Listener]:
+        """Do as :meth:`session` at an error recovery level above 0, with sequences in order."""
+        agreed = {"ErrorRecoveryLevel": str(level), "MaxOutstandingR2T": "1", "ImmediateData": "No"}
+        return await self.session({**agreed, **(answers or {})}, digests, error_recovery_level=level, **changes)
+
     def discover(self, timeout: float = 4.0, credentials: Any = None, isid: bytes = ISID) -> asyncio.Task[Any]:
         """Start a discovery."""
         portal = Portal.parse(self.target.portal)
@@ -232,6 +243,12 @@ async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
 @pytest.fixture(params=DIGESTS, ids="-".join)
 def digests(request: pytest.FixtureRequest) -> tuple[str, str]:
     """Header and data digest: all four combinations."""
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(params=[1, 2], ids="level{}".format)
+def level(request: pytest.FixtureRequest) -> int:
+    """An error recovery level at which lost PDUs are asked for again."""
     return request.param  # type: ignore[no-any-return]
 
 

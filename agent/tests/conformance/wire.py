@@ -34,6 +34,8 @@ T, C = 0x80, 0x40
 """Byte 1 of login PDUs (10.12.1, 10.12.2)."""
 OVERFLOW, UNDERFLOW, BIDI_OVERFLOW, BIDI_UNDERFLOW = 0x04, 0x02, 0x10, 0x08
 """Byte 1 of SCSI Response (10.4.1); O and U also of SCSI Data-In (10.7)."""
+DATA_SNACK, STATUS_SNACK, DATA_ACK, R_DATA_SNACK = 0x80, 0x81, 0x82, 0x83
+"""Byte 1 of a SNACK Request (10.16.1)."""
 STATUS = 0x01
 ACKNOWLEDGE = 0x40
 """Byte 1 of SCSI Data-In (10.7)."""
@@ -65,10 +67,12 @@ FIELDS: dict[str, tuple[int, int]] = {
     "parameter3": (42, 2),
     "status": (36, 2),
     "offset": (40, 4),
+    "begrun": (40, 4),
     "bidi_residual": (40, 4),
     "time2wait": (40, 2),
     "time2retain": (42, 2),
     "residual": (44, 4),
+    "runlength": (44, 4),
     "desired": (44, 4),
 }
 
