@@ -18,6 +18,7 @@ from blockfleet.model.errors import BlockfleetError
 from blockfleet.model.portal import Portal
 from blockfleet.model.secret import Secret
 from blockfleet.net import nexus as nexus_module
+from blockfleet.net.connections import ConnectionPhase, ConnectionSpec
 from blockfleet.net.discovery_session import send_targets
 from blockfleet.net.nexus import Nexus, NexusParameters
 from blockfleet.scsi.command import Outcome, ScsiCommand, ScsiExecutor
@@ -190,6 +191,37 @@ class Rig:
         await peer.log_in({"HeaderDigest": header_digest, "DataDigest": data_digest, **(answers or {})})
         await listener.until(lambda: listener.logins)
         return peer, nexus, listener
+
+    async def several(
+        self,
+        count: int,
+        level: int = 0,
+        digests: tuple[str, str] = ("None", "None"),
+        answers: dict[str, str] | None = None,
+        **changes: object,
+    ) -> tuple[list[Peer], Nexus, Listener]:
+        """Start a nexus that wants ``count`` connections to the target, and let all of them log in."""
+        agreed = {"MaxConnections": "4" if count > 1 else "1", "ImmediateData": "No"}
+        if level:
+            agreed |= {"ErrorRecoveryLevel": str(level), "MaxOutstandingR2T": "1"}
+        wanted = {"connections": self.further(count - 1), "error_recovery_level": level, **changes}
+        peer, nexus, listener = await self.session({**agreed, **(answers or {})}, digests, **wanted)
+        peers = [peer]
+        for _ in range(count - 1):
+            peers.append(await (await self.target.accept()).join(peer))  # noqa: PERF401 - one after the other
+        await self.connected(nexus, count)
+        return peers, nexus, listener
+
+    def further(self, count: int) -> tuple[ConnectionSpec, ...]:
+        """Further connections to the target, beside the leading one."""
+        return (ConnectionSpec(Portal.parse(self.target.portal)),) * count
+
+    @staticmethod
+    async def connected(nexus: Nexus, count: int, within: float = PATIENCE) -> None:
+        """Wait until so many connections of a session are logged in."""
+        async with asyncio.timeout(within):
+            while [one.phase for one in nexus.connections].count(ConnectionPhase.LOGGED_IN) != count:
+                await asyncio.sleep(0.005)
 
     async def recovering(
         self,

@@ -44,6 +44,13 @@ ABSENT = ""
 """In place of an answer: the key is passed over in silence."""
 
 
+class Numbering:
+    """What is counted for a whole session, over all of its connections (3.2.2.1)."""
+
+    def __init__(self) -> None:
+        self.exp_cmd_sn = 0
+
+
 class Peer:
     """One accepted connection.  ``stat_sn`` is the StatSN of the next numbered PDU."""
 
@@ -53,7 +60,7 @@ class Peer:
         self.header_digest = False
         self.data_digest = False
         self.stat_sn = 0x7000
-        self.exp_cmd_sn = 0
+        self.numbering = Numbering()
         self.window = 64
         self.max_cmd_sn: int | None = None
         """Instead of ExpCmdSN + ``window`` - 1."""
@@ -61,6 +68,15 @@ class Peer:
         self.requests: list[Pdu] = []
         """What the initiator sent in login."""
         self.offers: dict[str, str] = {}
+
+    @property
+    def exp_cmd_sn(self) -> int:
+        """ExpCmdSN, of the session."""
+        return self.numbering.exp_cmd_sn
+
+    @exp_cmd_sn.setter
+    def exp_cmd_sn(self, number: int) -> None:
+        self.numbering.exp_cmd_sn = number
 
     # -- taking
 
@@ -80,7 +96,10 @@ class Peer:
         if self.full_feature and not pdu.immediate and pdu.opcode in (
             wire.NOP_OUT, wire.COMMAND, wire.TASK_REQUEST, wire.TEXT, wire.LOGOUT,
         ):  # fmt: skip
-            self.exp_cmd_sn = wire.serial_add(pdu.cmdsn)
+            following = wire.serial_add(pdu.cmdsn)
+            # Over several connections requests may come in another order than they were numbered in.
+            if following - self.exp_cmd_sn & 0xFFFFFFFF < 1 << 31:
+                self.exp_cmd_sn = following
         return pdu
 
     async def expect(self, opcode: int, within: float = PATIENCE) -> Pdu:
@@ -191,7 +210,8 @@ class Peer:
         if flags is None:
             flags = request.bhs[1] & (0x8F if request.transit else 0x0C)
         whole = {"isid": request.isid, "tsih": request.tsih, "itt": request.itt, "status": status, **fields}
-        self.exp_cmd_sn = request.cmdsn
+        if not request.tsih:
+            self.exp_cmd_sn = request.cmdsn
         await self.raw(self.numbered(wire.LOGIN_RESPONSE, flags, 0, 0, data, **whole))
 
     async def login_request(self, within: float = PATIENCE) -> Pdu:
@@ -230,6 +250,19 @@ class Peer:
     async def log_in(self, changes: dict[str, str] | None = None, *, tsih: int = 0x51AB, tag: int = 1) -> Peer:
         """Let the initiator log in."""
         await self.operational(await self.pass_security(tag), changes or {}, tsih=tsih)
+        return self
+
+    async def join(self, first: Peer, changes: dict[str, str] | None = None, tag: int = 1) -> Peer:
+        """Let a further connection of ``first``'s session log in."""
+        self.numbering = first.numbering
+        self.window = first.window
+        self.stat_sn = wire.serial_add(first.stat_sn, 0x1111)
+        digests = {
+            "HeaderDigest": "CRC32C" if first.header_digest else "None",
+            "DataDigest": "CRC32C" if first.data_digest else "None",
+        }
+        request = await self.pass_security(tag)
+        await self.operational(request, {**digests, **(changes or {})}, tsih=request.tsih)
         return self
 
     # -- answering when the test is about something else
