@@ -360,14 +360,24 @@ async def test_ROB_17_how_a_stream_is_cut_makes_no_difference(rig: Rig, session:
     assert not listener.losses
 
 
+async def answers(client: EngineClient) -> bool:
+    """Whether an engine serves its control socket; the socket is there a moment before."""
+    try:
+        await client.observe()
+    except BlockfleetError:
+        return False
+    return True
+
+
 @contextlib.asynccontextmanager
 async def engine(folder: Path) -> AsyncIterator[EngineClient]:
     """An engine of its own process; it ends by SIGKILL."""
     process = subprocess.Popen([sys.executable, "-m", "blockfleet.engine.main", "--runtime-dir", str(folder)])
     client = EngineClient(folder / "engine.sock")
     try:
-        async with asyncio.timeout(20.0):
-            while not (folder / "engine.sock").exists():
+        async with asyncio.timeout(30.0):
+            while not await answers(client):
+                assert process.poll() is None
                 await asyncio.sleep(0.02)
         yield client
     finally:

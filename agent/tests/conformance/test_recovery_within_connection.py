@@ -503,7 +503,7 @@ async def test_NUM_14_a_retry_is_followed_by_a_numbered_request_that_is_acknowle
     assert not listener.losses
 
 
-async def test_ERR1_23_requests_for_retransmission_are_bounded_and_end_in_session_recovery(
+async def test_ERR1_23_requests_for_retransmission_are_bounded_and_the_connection_is_recovered(
     rig: Rig, level: int
 ) -> None:
     rig.hurry(recovery=0.05)
@@ -523,8 +523,11 @@ async def test_ERR1_23_requests_for_retransmission_are_bounded_and_end_in_sessio
         pass
     assert 1 <= asked <= 16
     assert asyncio.get_running_loop().time() - began < 6.0
-    await listener.loss()
-    assert (await issued.end()).outcome is Outcome.UNKNOWN
+    again = await (await rig.target.accept()).login_request()
+    assert again.tsih == (0x51AB if level == 2 else 0)
+    if level == 1:
+        await listener.loss()
+        assert (await issued.end()).outcome is Outcome.UNKNOWN
 
 
 # --- negotiation ----------------------------------------------------------------------------------------------

@@ -47,6 +47,8 @@ class LoginIntent:
     task_reporting: tuple[str, ...] | None = None
     error_recovery_level: int = 0
     maximum_connections: int = 1
+    data_pdu_in_order: bool = True
+    data_sequence_in_order: bool = True
 
     def offer(self) -> SessionOffer:
         """Return what is offered in negotiation."""
@@ -59,6 +61,8 @@ class LoginIntent:
             task_reporting=self.task_reporting,
             error_recovery_level=self.error_recovery_level,
             max_connections=self.maximum_connections,
+            data_pdu_in_order=self.data_pdu_in_order,
+            data_sequence_in_order=self.data_sequence_in_order,
         )
 
 

@@ -98,6 +98,10 @@ class NexusParameters:
     """iSCSIProtocolLevel to offer (RFC 7143 13.24); None leaves it to the target to ask for one."""
     task_reporting: tuple[str, ...] | None = None
     """TaskReporting to offer (RFC 7143 13.23), the preferred value first; None as above."""
+    data_pdu_in_order: bool = True
+    """False lets the target send the Data-In of a sequence in any order (RFC 3720 12.18)."""
+    data_sequence_in_order: bool = True
+    """False lets the target choose the order of sequences, also of those it asks for (RFC 3720 12.19)."""
 
     @property
     def maximum_connections(self) -> int:
@@ -436,6 +440,8 @@ class Nexus:
             data_digest=parameters.data_digest,
             protocol_level=parameters.protocol_level,
             task_reporting=parameters.task_reporting,
+            data_pdu_in_order=parameters.data_pdu_in_order,
+            data_sequence_in_order=parameters.data_sequence_in_order,
             timeout=parameters.login_timeout,
             patience=Patience(noop_interval=parameters.noop_interval, noop_timeout=parameters.noop_timeout),
             error_recovery_level=parameters.error_recovery_level,
