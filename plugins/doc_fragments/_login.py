@@ -44,4 +44,12 @@ options:
     description:
       - Seconds that I/O waits for a lost session to come back before it fails. The agent's default is V(120).
     type: float
+  error_recovery_level:
+    description:
+      - Highest error recovery level to offer. The target may choose a lower one.
+      - V(0) begins the session anew after any error, V(1) asks again for PDUs that were damaged or lost, and V(2)
+        continues the session with the commands of a connection that was lost.
+      - Left out, it stays as it is declared. Until it is declared, the agent offers what it does by itself.
+    type: int
+    choices: [0, 1, 2]
 """

@@ -112,8 +112,11 @@ def _judge(module: t.Any, plan: dict[str, t.Any], result: dict[str, t.Any]) -> N
     """Fail where the host did not follow, warn where it did in part."""
     texts = [problem_text(problem) for problem in plan["problems"]]
     if plan.get("status") == "not_verified":
+        limit = module.params["wait_timeout"]
+        early = plan.get("waited", limit) < limit
+        ended = ", and waiting longer would not help" if early else f" within {limit:g} s"
         module.fail_json(
-            msg=f"the host did not reach the declared state within {module.params['wait_timeout']:g} s: "
+            msg=f"the host did not reach the declared state{ended}: "
             + ("; ".join(texts) or "the agent gave no reason"),
             **result,
         )

@@ -13,6 +13,13 @@ Spec = t.Dict[str, t.Dict[str, t.Any]]
 
 POLICIES = ["fail_over_only", "round_robin"]
 ALGORITHMS = ["sha3-256", "sha256", "sha1", "md5"]
+CONNECTION_POLICIES = [
+    "fail_over_only",
+    "round_robin",
+    "round_robin_with_subset",
+    "weighted_path",
+    "least_queue_depth",
+]
 DIGESTS = ["crc32c", "none"]
 ATTACHMENTS = ["socket"]
 LIFETIMES = ["persistent", "boot"]
@@ -68,6 +75,17 @@ def login() -> Spec:
         "noop_interval": {"type": "float"},
         "noop_timeout": {"type": "float"},
         "replacement_timeout": {"type": "float"},
+        "error_recovery_level": {"type": "int", "choices": [0, 1, 2]},
+    }
+
+
+def connections() -> Spec:
+    """The connections of each session, and how it spreads commands over them."""
+    role: Spec = {"weight": {"type": "int"}, "standby": {"type": "bool"}}
+    return {
+        "connections": {"type": "list", "elements": "dict", "options": {"portal": {"type": "str"}, **role}},
+        "leading_connection": {"type": "dict", "options": role},
+        "connection_policy": {"type": "str", "choices": CONNECTION_POLICIES},
     }
 
 

@@ -202,6 +202,11 @@ options:
                 description:
                   - Seconds that I/O waits for a lost session to come back.
                 type: float
+              error_recovery_level:
+                description:
+                  - Highest error recovery level to offer.
+                type: int
+                choices: [0, 1, 2]
           lifetime:
             description:
               - How long the logins are wanted.
@@ -216,6 +221,42 @@ options:
             description:
               - How many sessions must be logged in for the target to count as ready.
             type: int
+          connections:
+            description:
+              - Connections that each session shall have besides the leading one.
+            type: list
+            elements: dict
+            suboptions:
+              portal:
+                description:
+                  - Another portal of the same portal group. Left out, it is the portal of the session.
+                type: str
+              weight:
+                description:
+                  - Weight for the policy V(weighted_path).
+                type: int
+              standby:
+                description:
+                  - Hold the connection in reserve.
+                type: bool
+          leading_connection:
+            description:
+              - Weight and standby of the connection that each session begins with.
+            type: dict
+            suboptions:
+              weight:
+                description:
+                  - Weight for the policy V(weighted_path).
+                type: int
+              standby:
+                description:
+                  - Hold the connection in reserve.
+                type: bool
+          connection_policy:
+            description:
+              - How each session spreads commands over its connections.
+            type: str
+            choices: [fail_over_only, round_robin, round_robin_with_subset, weighted_path, least_queue_depth]
       volumes:
         description:
           - Logical units that are served under names.
@@ -462,6 +503,7 @@ def document_spec() -> dict[str, t.Any]:
         "lifetime": {"type": "str", "choices": _options.LIFETIMES},
         "policy": {"type": "str", "choices": _options.POLICIES},
         "min_paths": {"type": "int"},
+        **_options.connections(),
     }
     volume = _options.merged(
         {"name": {"type": "str", "required": True}, "target": {"type": "str"}},

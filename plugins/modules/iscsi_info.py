@@ -101,6 +101,104 @@ status:
       elements: dict
       returned: always
       sample: []
+      contains:
+        name:
+          description: Name of the target.
+          type: str
+          returned: always
+          sample: iqn.2026-11.com.example:db
+        sessions:
+          description: Its sessions, with what they negotiated and count.
+          type: list
+          elements: dict
+          returned: always
+          contains:
+            portal:
+              description: The portal.
+              type: str
+              returned: always
+              sample: 192.0.2.10:3260
+            phase:
+              description: V(connecting), V(logged_in), V(recovering), V(failed), or V(closing).
+              type: str
+              returned: always
+              sample: logged_in
+            negotiated:
+              description: What the login agreed on, by the names of the keys of RFC 3720.
+              type: dict
+              returned: always
+              sample: {ErrorRecoveryLevel: "2", MaxConnections: "4"}
+            counters:
+              description: What the engine counts of the session, its recoveries among it.
+              type: dict
+              returned: always
+              sample: {commands: 48}
+            connection_set:
+              description: The connections that it shall have, and the policy over them.
+              type: dict
+              returned: always
+              sample: {leading: {weight: 0, standby: false}, further: [], policy: round_robin}
+            connections:
+              description: The connections that it has while it is logged in, the leading one first.
+              type: list
+              elements: dict
+              returned: always
+              contains:
+                cid:
+                  description: Connection id, none before the first login of the connection.
+                  type: int
+                  returned: always
+                  sample: 0
+                portal:
+                  description: The portal that it leads to.
+                  type: str
+                  returned: always
+                  sample: 192.0.2.10:3260
+                phase:
+                  description: V(connecting), V(logged_in), V(recovering), V(leaving), or V(failed).
+                  type: str
+                  returned: always
+                  sample: logged_in
+                active:
+                  description: Whether the policy sends it commands now, or holds it in reserve.
+                  type: bool
+                  returned: always
+                  sample: true
+                weight:
+                  description: Its weight.
+                  type: int
+                  returned: always
+                  sample: 0
+                standby:
+                  description: Whether it is declared to be held in reserve.
+                  type: bool
+                  returned: always
+                  sample: false
+                commands:
+                  description: SCSI commands that it was given in this session.
+                  type: int
+                  returned: always
+                  sample: 41
+                in_flight:
+                  description: SCSI commands that have no answer yet.
+                  type: int
+                  returned: always
+                  sample: 3
+                bytes_in:
+                  description: Bytes of data read.
+                  type: int
+                  returned: always
+                  sample: 65536
+                bytes_out:
+                  description: Bytes of data written.
+                  type: int
+                  returned: always
+                  sample: 4096
+                error:
+                  description: Why it is not logged in, empty where it is.
+                  type: str
+                  returned: always
+                  sample: ""
     volumes:
       description: Volumes with their sockets, sizes, paths, and conditions.
       type: list

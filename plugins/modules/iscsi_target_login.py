@@ -13,6 +13,7 @@ description:
   - Declares at which portals of a target the host shall be logged in. The agent logs in, keeps the sessions,
     brings them back when they are lost, and logs in again after a reboot.
   - Every portal is a session of its own, with an identity of its own. No portal is logged in at that is not declared.
+  - A session may have several connections, see O(connections).
 author:
   - The Blockfleet authors (!UNKNOWN)
 version_added: 0.1.0
@@ -20,6 +21,7 @@ extends_documentation_fragment:
   - blockfleet.iscsi._agent
   - blockfleet.iscsi._apply
   - blockfleet.iscsi._login
+  - blockfleet.iscsi._connections
   - blockfleet.iscsi._relogin
   - blockfleet.iscsi._attributes
   - blockfleet.iscsi._attributes.state_module
@@ -56,6 +58,26 @@ options:
     type: str
     choices: [persistent, boot]
     default: persistent
+  unset:
+    description:
+      - Options that shall not be declared any more, so that the agent's defaults count again.
+      - None of them may be given at the same time. Taking back what is not declared is no change.
+    type: list
+    elements: str
+    choices:
+      - min_paths
+      - connections
+      - leading_connection
+      - connection_policy
+      - header_digest
+      - data_digest
+      - login_timeout
+      - noop_interval
+      - noop_timeout
+      - replacement_timeout
+      - error_recovery_level
+    default: []
+    version_added: 0.1.0
   forget:
     description:
       - With O(state=absent), forget the whole target, which means its credentials, its policy, and its login options too.
@@ -91,6 +113,27 @@ EXAMPLES = r"""
     exclusive: true
     header_digest: [crc32c]
     data_digest: [crc32c, none]
+
+- name: Use two connections a session, the second through another portal of the group, and recover from lost ones
+  blockfleet.iscsi.iscsi_target_login:
+    target: iqn.2026-11.com.example:db
+    portals: [192.0.2.10]
+    connections:
+      - portal: 192.0.2.11
+    connection_policy: least_queue_depth
+    error_recovery_level: 2
+
+- name: Keep a second connection in reserve
+  blockfleet.iscsi.iscsi_target_login:
+    target: iqn.2026-11.com.example:db
+    connections:
+      - standby: true
+    connection_policy: fail_over_only
+
+- name: Go back to one connection a session, and to the agent's own error recovery level
+  blockfleet.iscsi.iscsi_target_login:
+    target: iqn.2026-11.com.example:db
+    unset: [connections, connection_policy, error_recovery_level]
 
 - name: Log out of one portal, for maintenance of the network behind it
   blockfleet.iscsi.iscsi_target_login:
@@ -242,6 +285,11 @@ sessions:
   sample:
     - portal: 192.0.2.10:3260
       phase: logged_in
+      connections:
+        - cid: 0
+          portal: 192.0.2.10:3260
+          phase: logged_in
+          active: true
   contains:
     portal:
       description: The portal.
@@ -253,6 +301,32 @@ sessions:
       type: str
       returned: always
       sample: logged_in
+    connections:
+      description: Its connections while it is logged in, the leading one first.
+      type: list
+      elements: dict
+      returned: always
+      contains:
+        cid:
+          description: Connection id, none before the first login of the connection.
+          type: int
+          returned: always
+          sample: 0
+        portal:
+          description: The portal that it leads to.
+          type: str
+          returned: always
+          sample: 192.0.2.10:3260
+        phase:
+          description: V(connecting), V(logged_in), V(recovering), V(leaving), or V(failed).
+          type: str
+          returned: always
+          sample: logged_in
+        active:
+          description: Whether the policy sends it commands now, or holds it in reserve.
+          type: bool
+          returned: always
+          sample: true
 """
 
 import typing as t
@@ -261,6 +335,11 @@ import unicodedata
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.blockfleet.iscsi.plugins.module_utils import _convergence, _options
 from ansible_collections.blockfleet.iscsi.plugins.module_utils._agent_client import AgentClient
+
+TARGET_OPTIONS = ("min_paths", *_options.connections())
+"""Options that are fields of the target itself; those of the login are fields of its ``login``."""
+
+SHOWN_OF_CONNECTIONS = ("cid", "portal", "phase", "active")
 
 FIELD_NAMES = (
     ("targets[0].login", ""),
@@ -281,11 +360,16 @@ def change_for(params: dict[str, t.Any]) -> dict[str, t.Any]:
         "name": name,
         "portals": portals,
         "lifetime": params["lifetime"],
-        "min_paths": params["min_paths"],
         "login": {option: params[option] for option in _options.login()},
+        **{option: params[option] for option in TARGET_OPTIONS},
     }
+    target = {key: value for key, value in _options.given(target).items() if value != {}}
+    for option in params["unset"]:
+        # A merge takes null for "not declared".
+        holder = target if option in TARGET_OPTIONS else target.setdefault("login", {})
+        holder[option] = None
     return {
-        "document": {"targets": [{key: value for key, value in _options.given(target).items() if value != {}}]},
+        "document": {"targets": [target]},
         "exclusive": ["targets.portals"] if params["exclusive"] else [],
     }
 
@@ -295,9 +379,16 @@ def _folded(name: str) -> str:
 
 
 def sessions_of(client: AgentClient, name: str) -> list[dict[str, t.Any]]:
-    """Return portal and phase of the sessions of target ``name``, in whatever spelling of it (RFC 3722)."""
+    """Return the sessions of target ``name``, in whatever spelling of it (RFC 3722), with their connections."""
     return [
-        {"portal": session.get("portal"), "phase": session.get("phase")}
+        {
+            "portal": session.get("portal"),
+            "phase": session.get("phase"),
+            "connections": [
+                {key: connection.get(key) for key in SHOWN_OF_CONNECTIONS}
+                for connection in session.get("connections", [])
+            ],
+        }
         for target in client.get("/v1/status").get("targets", [])
         if _folded(str(target.get("name", ""))) == _folded(name)
         for session in target.get("sessions", [])
@@ -310,6 +401,7 @@ def main() -> None:
         _options.agent(),
         _options.apply(),
         _options.login(),
+        _options.connections(),
         _options.relogin(),
         {
             "target": {"type": "str", "required": True},
@@ -317,6 +409,12 @@ def main() -> None:
             "exclusive": {"type": "bool", "default": False},
             "min_paths": {"type": "int"},
             "lifetime": {"type": "str", "choices": _options.LIFETIMES, "default": "persistent"},
+            "unset": {
+                "type": "list",
+                "elements": "str",
+                "choices": [*TARGET_OPTIONS, *_options.login()],
+                "default": [],
+            },
             "forget": {"type": "bool", "default": False},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         },
@@ -327,6 +425,9 @@ def main() -> None:
         module.fail_json(msg="portals: 'all' stands alone: list portals, or write 'all'")
     if params["forget"] and (params["state"] != "absent" or params["portals"] != ["all"]):
         module.fail_json(msg="forget: only with state=absent and portals=all: leave forget out, or change those")
+    both = [option for option in params["unset"] if params[option] is not None]
+    if both:
+        module.fail_json(msg=f"unset: {both[0]} is given too: leave one of them out")
     _convergence.converge(
         module,
         change_for(params),

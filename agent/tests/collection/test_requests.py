@@ -40,7 +40,8 @@ SPEC_DEFAULTS: dict[str, dict[str, Any]] = {
     "iscsi_target_login": {
         "target": IQN, "portals": ["all"], "exclusive": False, "min_paths": None, "lifetime": "persistent",
         "forget": False, "state": "present", "header_digest": None, "data_digest": None, "login_timeout": None,
-        "noop_interval": None, "noop_timeout": None, "replacement_timeout": None,
+        "noop_interval": None, "noop_timeout": None, "replacement_timeout": None, "error_recovery_level": None,
+        "connections": None, "leading_connection": None, "connection_policy": None, "unset": [],
     },
     "iscsi_persistent": {"target": IQN, "volumes": [], "exclusive": False, "state": "present"},
     "iscsi_chap": {
@@ -132,6 +133,52 @@ class TestTargetLogin:
             ["crc32c", "none"],
             3.0,
         )
+
+    def test_connections_are_taken_whole_and_the_rest_of_them_is_left_alone(self) -> None:
+        first = desired_after(
+            "iscsi_target_login",
+            STORED,
+            connections=[{"portal": "192.0.2.12", "weight": 4, "standby": None}],
+            leading_connection={"weight": None, "standby": True},
+            connection_policy="weighted_path",
+            error_recovery_level=1,
+        )
+        further = [{"portal": None, "weight": None, "standby": standby} for standby in (True, None)]
+        again = desired_after("iscsi_target_login", first, connections=further)["targets"][0]
+        assert first["targets"][0]["connections"] == [{"portal": "192.0.2.12:3260", "weight": 4, "standby": False}]
+        assert again["connections"] == [{"weight": 0, "standby": True}, {"weight": 0, "standby": False}]
+        assert (again["connection_policy"], again["leading_connection"]) == (
+            "weighted_path",
+            {"weight": 0, "standby": True},
+        )
+        assert again["login"]["error_recovery_level"] == 1
+
+    def test_an_empty_list_of_connections_leaves_the_leading_one(self) -> None:
+        first = desired_after(
+            "iscsi_target_login", STORED, connections=[{"portal": "192.0.2.12", "weight": 4, "standby": None}]
+        )
+        assert desired_after("iscsi_target_login", first, connections=[])["targets"][0]["connections"] == []
+
+    def test_what_is_unset_is_not_declared_any_more(self) -> None:
+        first = desired_after(
+            "iscsi_target_login",
+            STORED,
+            connections=[],
+            error_recovery_level=2,
+            login_timeout=3.0,
+            noop_timeout=4.0,
+        )
+        after = desired_after(
+            "iscsi_target_login", first, unset=["connections", "min_paths", "error_recovery_level", "login_timeout"]
+        )["targets"][0]
+        assert not {"connections", "min_paths"} & set(after)
+        assert "error_recovery_level" not in after["login"]
+        assert (after["login"]["login_timeout"], after["login"]["noop_timeout"]) == (10.0, 4.0)
+
+    def test_unsetting_what_is_not_declared_is_no_change(self) -> None:
+        before = desired_after("iscsi_target_login", STORED)
+        after = desired_after("iscsi_target_login", before, unset=["connection_policy", "error_recovery_level"])
+        assert after == before
 
     def test_absent_with_a_portal_takes_only_that_portal(self) -> None:
         after = desired_after("iscsi_target_login", STORED, portals=["192.0.2.10:3260"], state="absent")

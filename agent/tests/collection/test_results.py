@@ -11,10 +11,17 @@ from tests.collection.fake_agent import FakeAgent, error, login_action, plan, pr
 from tests.collection.playbook import Playbook
 
 IQN = "iqn.2026-11.com.example:db"
+SHOWN = {"cid": 1, "portal": "192.0.2.11:3260", "phase": "logged_in", "active": False}
+CONNECTIONS = [{**SHOWN, "weight": 7, "standby": True, "commands": 48, "error": ""}]
 STATUS: dict[str, Any] = {
     "format_version": 1,
     "targets": [
-        {"name": IQN, "sessions": [{"portal": "192.0.2.10:3260", "phase": "logged_in", "tsih": 4}]},
+        {
+            "name": IQN,
+            "sessions": [
+                {"portal": "192.0.2.10:3260", "phase": "logged_in", "tsih": 4, "connections": CONNECTIONS}
+            ],
+        },
         {"name": f"{IQN}0", "sessions": [{"portal": "192.0.2.99:3260", "phase": "failed"}]},
     ],
     "volumes": [
@@ -39,7 +46,9 @@ def test_a_change_shows_its_actions_and_its_diff(agent: FakeAgent, playbook: Pla
     assert result.texts == [f"+ session {IQN} via 192.0.2.10:3260"]
     assert {key: result.diff[key] for key in ("before", "after")} == diff
     assert f'+        "{IQN}"' in run.output
-    assert result.result["sessions"] == [{"portal": "192.0.2.10:3260", "phase": "logged_in"}]
+    assert result.result["sessions"] == [
+        {"portal": "192.0.2.10:3260", "phase": "logged_in", "connections": [SHOWN]}
+    ]
 
 
 def test_nothing_to_do_is_no_change(agent: FakeAgent, playbook: Playbook) -> None:
@@ -63,7 +72,7 @@ def test_a_host_that_does_not_get_there_fails_the_task_and_the_change_shows(
     agent: FakeAgent, playbook: Playbook
 ) -> None:
     problems = (problem("cannot log in: authentication failed (0201): check chap.secret"),)
-    agent.answers["/v1/apply"] = (200, report(login_action(), status="not_verified", problems=problems))
+    agent.answers["/v1/apply"] = (200, report(login_action(), status="not_verified", problems=problems, waited=2.0))
     result = playbook.one("iscsi_target_login", {"target": IQN, "wait_timeout": 2})
     assert (result.outcome, result.changed) == ("failed", True)
     assert "within 2 s: cannot log in: authentication failed (0201): check chap.secret" in result.message

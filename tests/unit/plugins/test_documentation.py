@@ -120,7 +120,7 @@ def test_what_state_modules_return_in_common_is_documented_in_the_same_words(nam
 
 
 def test_options_of_the_fragments_are_those_of_the_shared_parts():
-    for part in ("agent", "apply", "chap", "login", "relogin"):
+    for part in ("agent", "apply", "chap", "connections", "login", "relogin"):
         fragment = importlib.import_module(f"ansible_collections.{COLLECTION}.plugins.doc_fragments._{part}")
         documented = yaml.safe_load(fragment.ModuleDocFragment.DOCUMENTATION)["options"]
         assert set(documented) == set(getattr(_options, part)())

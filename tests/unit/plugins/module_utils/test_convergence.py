@@ -41,6 +41,40 @@ def test_a_problem_is_one_line(problem, text):
     assert _convergence.problem_text(problem) == text
 
 
+class Ended(Exception):
+    """Carries what a module ended with."""
+
+
+class Module:
+    """As much of AnsibleModule as a judgement takes."""
+
+    def __init__(self):
+        self.params = {"wait_timeout": 30.0}
+
+    def fail_json(self, **result):
+        raise Ended(result)
+
+
+@pytest.mark.parametrize(
+    ("waited", "text"),
+    [
+        ({"waited": 30.004}, "the host did not reach the declared state within 30 s: no answer (ISDSC_X)"),
+        ({"waited": 30.0}, "the host did not reach the declared state within 30 s: no answer (ISDSC_X)"),
+        ({}, "the host did not reach the declared state within 30 s: no answer (ISDSC_X)"),
+        (
+            {"waited": 1.25},
+            "the host did not reach the declared state, and waiting longer would not help: no answer (ISDSC_X)",
+        ),
+    ],
+    ids=["after the limit", "at the limit", "unsaid", "a final cause"],
+)
+def test_a_failure_says_whether_time_or_a_final_cause_ended_the_wait(waited, text):
+    plan = {"status": "not_verified", "problems": [{"name": "ISDSC_X", "message": "no answer"}], **waited}
+    with pytest.raises(Ended) as caught:
+        _convergence._judge(Module(), plan, {})
+    assert caught.value.args[0]["msg"] == text
+
+
 def test_what_was_left_out_is_not_sent_at_any_depth():
     options = {"a": None, "b": [{"c": None, "d": 0}, None], "e": {"f": None}, "g": False}
     assert _options.given(options) == {"b": [{"d": 0}], "e": {}, "g": False}
