@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from blockfleet.engine.interface import EngineEvent, EngineState, SessionState
+from blockfleet.engine.interface import EngineEvent, EngineState, SessionState, TraceBatch, TraceSpec
 from blockfleet.model.change import Change
 from blockfleet.model.errors import BlockfleetError
 from blockfleet.model.plan import (
@@ -164,6 +164,24 @@ class StillEngine:
     """An engine with one session, or none that answers."""
 
     failure: BlockfleetError | None = None
+    batches: tuple[TraceBatch, ...] = (TraceBatch(), TraceBatch(dropped=3, dropped_bytes=144, ended=True))
+    traced: list[TraceSpec] = field(default_factory=list)
+    traces_open: int = 0
+    hold: asyncio.Event | None = None
+    """Awaited before the last batch of a trace."""
+
+    async def trace(self, spec: TraceSpec) -> AsyncGenerator[TraceBatch, None]:
+        if self.failure is not None:
+            raise self.failure
+        self.traced.append(spec)
+        self.traces_open += 1
+        try:
+            for batch in self.batches:
+                if batch.ended and self.hold is not None:
+                    await self.hold.wait()
+                yield batch
+        finally:
+            self.traces_open -= 1
 
     async def observe(self) -> EngineState:
         if self.failure is not None:

@@ -36,6 +36,8 @@ class Pdu:
 
     frame: int
     fields: dict[str, list[str]]
+    ports: frozenset[str] = frozenset()
+    """The TCP ports of both ends."""
 
     def __getitem__(self, name: str) -> str:
         """Return the first value of a field, without its ``iscsi.`` prefix."""
@@ -56,14 +58,51 @@ class Pdu:
         return dict(pair.split("=", 1) for pair in pairs)
 
 
-class Capture:
+class Recording:
+    """A capture file, in which TCP ``ports`` are iSCSI."""
+
+    def __init__(self, file: Path, ports: Iterable[int]) -> None:
+        self.file = file
+        self.ports = tuple(ports)
+
+    def decode(self, *arguments: str) -> str:
+        """Run tshark over the recording with the ports known as iSCSI."""
+        options = [part for preference in _PREFERENCES for part in ("-o", preference)]
+        options += [part for port in self.ports for part in ("-d", f"tcp.port=={port},iscsi")]
+        done = subprocess.run(
+            ["tshark", "-n", "-r", str(self.file), *options, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_DECODE_TIMEOUT,
+            check=False,
+        )
+        assert done.returncode == 0, f"tshark: {done.stderr}"
+        return done.stdout
+
+    def pdus(self, wanted: str = "iscsi") -> list[Pdu]:
+        """Return the PDUs of all frames that a display filter selects, in order."""
+        frames = json.loads(self.decode("-Y", wanted, "-T", "json"), object_pairs_hook=tuple)
+        return [pdu for frame in frames for pdu in _pdus_of(frame)]
+
+    def check(self) -> list[Pdu]:
+        """Assert that the dissector finds nothing wrong: no malformed PDU, no bad digest; return all PDUs."""
+        wrong = self.decode("-Y", _WRONG, "-O", "iscsi")
+        assert not wrong.strip(), f"tshark finds PDUs malformed:\n{wrong}"
+        bad = [line for line in self.decode("-Y", "iscsi", "-O", "iscsi").splitlines() if "Bad CRC32" in line]
+        assert not bad, f"tshark finds bad digests: {bad}"
+        pdus = self.pdus()
+        assert pdus, "tshark finds no iSCSI at all"
+        return pdus
+
+
+class Capture(Recording):
     """Records TCP ``ports`` on the loopback interface from now until ``stop``; start it before the first login."""
 
     def __init__(self, ports: Iterable[int]) -> None:
-        self.ports = tuple(ports)
         self.folder = Path(tempfile.mkdtemp(prefix="capture-"))
         self.folder.chmod(0o755)
-        self.file = self.folder / "lo.pcapng"
+        super().__init__(self.folder / "lo.pcapng", ports)
         self._mark = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._mark.bind(("127.0.0.1", 0))
         wanted = [f"tcp port {port}" for port in self.ports] + [f"udp port {self._mark.getsockname()[1]}"]
@@ -100,42 +139,11 @@ class Capture:
 
         wait_for(passed, "packet capture")
 
-    # --- decoding --------------------------------------------------------------------------------------------
-
-    def decode(self, *arguments: str) -> str:
-        """Run tshark over the recording with the ports known as iSCSI."""
-        options = [part for preference in _PREFERENCES for part in ("-o", preference)]
-        options += [part for port in self.ports for part in ("-d", f"tcp.port=={port},iscsi")]
-        done = subprocess.run(
-            ["tshark", "-n", "-r", str(self.file), *options, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_DECODE_TIMEOUT,
-            check=False,
-        )
-        assert done.returncode == 0, f"tshark: {done.stderr}"
-        return done.stdout
-
-    def pdus(self, wanted: str = "iscsi") -> list[Pdu]:
-        """Return the PDUs of all frames that a display filter selects, in order."""
-        frames = json.loads(self.decode("-Y", wanted, "-T", "json"), object_pairs_hook=tuple)
-        return [pdu for frame in frames for pdu in _pdus_of(frame)]
-
-    def check(self) -> list[Pdu]:
-        """Assert that the dissector finds nothing wrong: no malformed PDU, no bad digest; return all PDUs."""
-        wrong = self.decode("-Y", _WRONG, "-O", "iscsi")
-        assert not wrong.strip(), f"tshark finds PDUs malformed:\n{wrong}"
-        bad = [line for line in self.decode("-Y", "iscsi", "-O", "iscsi").splitlines() if "Bad CRC32" in line]
-        assert not bad, f"tshark finds bad digests: {bad}"
-        pdus = self.pdus()
-        assert pdus, "tshark finds no iSCSI at all"
-        return pdus
-
 
 def _pdus_of(frame: _Pairs) -> Iterator[Pdu]:
     layers = next(value for name, value in _walk(frame) if name == "layers")
     number = next(value for name, value in _walk(layers) if name == "frame.number")
+    ports = frozenset(value for name, value in _walk(layers) if name == "tcp.port")
     for name, layer in layers:
         # A layer that ends in the next frame is shown as a text here.
         if name == "iscsi" and isinstance(layer, tuple):
@@ -144,7 +152,7 @@ def _pdus_of(frame: _Pairs) -> Iterator[Pdu]:
                 if isinstance(value, str):
                     fields.setdefault(field, []).append(value)
             if "iscsi.opcode" in fields:
-                yield Pdu(int(number), fields)
+                yield Pdu(int(number), fields, ports)
 
 
 def _walk(pairs: _Pairs) -> Iterator[tuple[str, Any]]:

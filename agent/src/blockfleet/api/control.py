@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from blockfleet.engine.interface import EngineEvent, EngineState
+from blockfleet.engine.interface import EngineEvent, EngineState, TraceBatch, TraceSpec
 from blockfleet.model.change import Change
 from blockfleet.model.plan import DesiredView, DiscoveryReport, HostStatus, Plan, Report
 
@@ -44,3 +44,6 @@ class Observer(Protocol):
 
     async def observe(self) -> EngineState:
         """Return the engine's present state."""
+
+    def trace(self, spec: TraceSpec) -> AsyncGenerator[TraceBatch, None]:
+        """Yield the PDUs of a target's sessions."""

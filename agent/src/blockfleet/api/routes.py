@@ -18,6 +18,7 @@ import blockfleet
 from blockfleet.api.access import Access
 from blockfleet.api.control import Control, Observer
 from blockfleet.api.metrics import CONTENT_TYPE, Metrics
+from blockfleet.api.tracing import NDJSON, TRACE_ROUTE, TraceRequest, lines
 from blockfleet.engine.interface import EngineEvent, EngineState
 from blockfleet.model.change import Change
 from blockfleet.model.desired import SECRET_FIELDS, PortalText, TargetName
@@ -39,7 +40,6 @@ API_VERSION = 1
 MAXIMUM_EVENTS = 1000
 """Events in one answer."""
 
-_NDJSON = "application/x-ndjson"
 _STREAM_INTERVAL = 0.25
 """Seconds between two looks for new events while a client follows them."""
 
@@ -149,6 +149,7 @@ class Routes:
         router.add_api_route(
             "/metrics", self.metrics, methods=["GET"], response_class=Response, response_model=None
         )
+        router.add_api_route("/v1/trace", self.trace, methods=["POST"], **TRACE_ROUTE)
         return router
 
     async def version(self) -> VersionAnswer:
@@ -222,9 +223,20 @@ class Routes:
         limit: Annotated[int, Query(ge=1, le=MAXIMUM_EVENTS, description="Most events in an answer")] = 100,
     ) -> Any:
         """Return kept events; with ``Accept: application/x-ndjson``, those and then each as it happens."""
-        if _NDJSON in request.headers.get("accept", ""):
-            return StreamingResponse(self._follow(after), media_type=_NDJSON)
+        if NDJSON in request.headers.get("accept", ""):
+            return StreamingResponse(self._follow(after), media_type=NDJSON)
         return EventsAnswer(events=list(await self._control.events(after, limit)))
+
+    async def trace(self, wanted: TraceRequest, request: Request) -> StreamingResponse:
+        """Stream the PDUs of a target's sessions as lines of JSON, each a batch, until the client goes.
+
+        The PDUs hold what is read and written, and, if that is asked for, CHAP responses.
+        """
+        batches = self._engine.trace(wanted)
+        with _audited("trace", request) as outcome:
+            first = await anext(batches)
+            outcome.append(f"target={wanted.target} data={wanted.data} with_chap={wanted.with_chap}")
+        return StreamingResponse(lines(first, batches, self._stopping), media_type=NDJSON)
 
     async def metrics(self) -> Response:
         """Return the host's metrics in the Prometheus text format."""

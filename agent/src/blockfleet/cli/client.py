@@ -8,7 +8,7 @@ import http.client
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -73,18 +73,25 @@ class AgentClient:
         """Send what may change something; ``wait`` is how long the agent may take by the request itself."""
         return _ask(self._runtime / CHANGE_SOCKET, "POST", route, body, ANSWER_TIMEOUT + wait)
 
-    def follow(self, after: int) -> Iterator[Json]:
+    def follow(self, after: int) -> Generator[Json, None, None]:
         """Yield events behind a sequence number, the kept ones first, until the agent stops."""
-        target = f"/v1/events?{urlencode({'after': after})}"
-        with _exchange(self._readable(), "GET", target, timeout=None, accept="application/x-ndjson") as answer:
-            if answer.status != http.client.OK:
-                raise _refusal(answer.status, _object(answer))
-            for line in answer:
-                yield json.loads(line)
+        return _lines(self._readable(), "GET", f"/v1/events?{urlencode({'after': after})}")
+
+    def stream(self, route: str, body: Json) -> Generator[Json, None, None]:
+        """Send what is answered line by line, and yield the lines."""
+        return _lines(self._runtime / CHANGE_SOCKET, "POST", route, body)
 
     def _readable(self) -> Path:
         change, read = self._runtime / CHANGE_SOCKET, self._runtime / READ_SOCKET
         return change if os.access(change, os.W_OK) or not os.access(read, os.W_OK) else read
+
+
+def _lines(path: Path, method: str, target: str, body: Json | None = None) -> Generator[Json, None, None]:
+    with _exchange(path, method, target, body, timeout=None, accept="application/x-ndjson") as answer:
+        if answer.status != http.client.OK:
+            raise _refusal(answer.status, _object(answer))
+        for line in answer:
+            yield json.loads(line)
 
 
 def _ask(path: Path, method: str, target: str, body: Json | None = None, timeout: float = ANSWER_TIMEOUT) -> Json:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from blockfleet.cli import changing, connections, looking
+from blockfleet.cli import changing, connections, looking, tracing
 from blockfleet.cli.exits import Exit
 from blockfleet.cli.terminal import Environment, Terminal
 from blockfleet.model.errors import BlockfleetError
@@ -37,6 +37,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     looking.sessions,
     looking.desired,
     looking.events,
+    tracing.trace,
     changing.validate,
     looking.version,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from blockfleet.engine.interface import (
     InitiatorSpec,
     SessionSpec,
     SessionState,
+    TraceBatch,
+    TraceSpec,
     VolumeSpec,
     VolumeState,
 )
@@ -93,12 +95,28 @@ class EngineClient:
         """Stop serving a volume."""
         await self._call("withdraw", protocol.NameParams(name=name))
 
-    async def events(self, after: int = 0) -> AsyncIterator[EngineEvent]:
+    async def events(self, after: int = 0) -> AsyncGenerator[EngineEvent, None]:
         """Yield events over a connection of their own; raises ``ENGINE_NOT_RUNNING`` when the engine goes."""
+        async with self._subscribed(protocol.EVENTS, protocol.EventsParams(after=after)) as answers:
+            async for answer in answers:
+                if answer.event is not None:
+                    yield answer.event
+
+    async def trace(self, spec: TraceSpec) -> AsyncGenerator[TraceBatch, None]:
+        """Yield a trace over a connection of its own; raises ``ENGINE_NOT_RUNNING`` when the engine goes."""
+        async with self._subscribed(protocol.TRACE, spec) as answers:
+            async for answer in answers:
+                if answer.trace is not None:
+                    yield answer.trace
+                    if answer.trace.ended:
+                        return
+
+    @contextlib.asynccontextmanager
+    async def _subscribed(self, name: str, params: BaseModel) -> AsyncIterator[AsyncIterator[Answer]]:
         connection = await _Connection.open(self._path)
         try:
-            async for event in connection.subscribe(after):
-                yield event
+            async with contextlib.aclosing(connection.subscribe(name, params)) as answers:
+                yield answers
         finally:
             await connection.close()
 
@@ -187,15 +205,13 @@ class _Connection:
         finally:
             del self._waiting[request_id]
 
-    async def subscribe(self, after: int) -> AsyncIterator[EngineEvent]:
-        """Yield the events of this connection, which serves for nothing else."""
+    async def subscribe(self, name: str, params: BaseModel) -> AsyncGenerator[Answer, None]:
+        """Yield the answers of this connection, which serves for nothing else; raises the first error."""
         try:
-            self._writer.write(protocol.encode_request(1, protocol.EVENTS, protocol.EventsParams(after=after)))
+            self._writer.write(protocol.encode_request(1, name, params))
             await self._writer.drain()
             while True:
-                event = _checked(await self._answer()).event
-                if event is not None:
-                    yield event
+                yield _checked(await self._answer())
         except OSError as error:
             raise _not_running(self._path, error.strerror or str(error)) from None
 

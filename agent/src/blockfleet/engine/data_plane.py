@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Iterable
 from pathlib import Path
 
 from blockfleet.discovery.sendtargets import discover
@@ -20,11 +20,14 @@ from blockfleet.engine.interface import (
     InitiatorSpec,
     SessionSpec,
     SessionState,
+    TraceBatch,
+    TraceSpec,
     VolumeSpec,
     VolumeState,
 )
 from blockfleet.engine.parameters import chap_credentials, iscsi_name, parse_portal
 from blockfleet.engine.session import NexusFactory, Session
+from blockfleet.engine.trace import Traces
 from blockfleet.engine.volume import Volume
 from blockfleet.model.errors import BlockfleetError
 from blockfleet.model.isdsc import Isdsc
@@ -64,6 +67,7 @@ class DataPlane:
         self._volume_lock = asyncio.Lock()
         self._withdrawals: set[asyncio.Task[None]] = set()
         self._events = EventLog()
+        self._traces = Traces()
 
     # --- state -------------------------------------------------------------------------------------------
 
@@ -78,9 +82,13 @@ class DataPlane:
             volumes=tuple(self._volumes[name].state() for name in sorted(self._volumes)),
         )
 
-    def events(self, after: int = 0) -> AsyncIterator[EngineEvent]:
+    def events(self, after: int = 0) -> AsyncGenerator[EngineEvent, None]:
         """Yield kept events above ``after``, then new ones."""
         return self._events.follow(after)
+
+    def trace(self, spec: TraceSpec) -> AsyncGenerator[TraceBatch, None]:
+        """Yield the PDUs of a target's sessions."""
+        return self._traces.run(spec, tuple(self._sessions.values()))
 
     # --- initiator and discovery -------------------------------------------------------------------------
 
@@ -152,6 +160,7 @@ class DataPlane:
                 )
         session = Session(spec, initiator, self._events, self, self._make_nexus)
         self._sessions[spec.key] = session
+        self._traces.session_opened(session)
         session.start()
         return session
 
@@ -197,6 +206,7 @@ class DataPlane:
                 volume.session_closed(session)
             await session.close()
         finally:
+            self._traces.session_closed(session)
             del self._sessions[session.spec.key]
             del self._closing[session.spec.key]
 

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from itertools import islice
 
 from blockfleet.engine.interface import EngineEvent
@@ -68,7 +68,7 @@ class EventLog:
             return []
         return list(islice(self._events, max(0, sequence + 1 - self._events[0].sequence), None))
 
-    async def follow(self, after: int = 0) -> AsyncIterator[EngineEvent]:
+    async def follow(self, after: int = 0) -> AsyncGenerator[EngineEvent, None]:
         """Yield kept events above ``after``, then new ones; nothing is queued for a slow follower."""
         loop = asyncio.get_running_loop()
         while True:

@@ -8,7 +8,7 @@ know which kind it talks to.  Everything here is plain data that crosses the con
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -276,6 +276,59 @@ class EngineEvent(_Wire):
     details: dict[str, str] = Field(default_factory=dict)
 
 
+class TraceSpec(_Wire):
+    """What a trace shall hold."""
+
+    target: str
+    portal: str | None = None
+    """Only the sessions through this portal; None: all sessions of the target, also those opened later."""
+    data: int | None = Field(None, ge=0, le=2**24)
+    """Bytes of SCSI data that are kept of a PDU; None: all.  Headers, text and sense are always whole."""
+    with_chap: bool = False
+    """Whether CHAP responses are left as they went over the wire."""
+    seconds: float | None = Field(None, gt=0, le=86400 * 365)
+    """When the trace ends by itself; None: with the last of its sessions."""
+
+
+class TraceRecord(_Wire):
+    """Something that a trace saw on one TCP connection."""
+
+    kind: Literal["opened", "pdu", "closed"]
+    connection: int
+    """Number of the connection, unique in one run of the engine."""
+    time: int
+    """Microseconds since the epoch."""
+    session: str = ""
+    """``opened``: key of the session."""
+    local: tuple[str, int] = ("", 0)
+    """``opened``: this host's address and port."""
+    remote: tuple[str, int] = ("", 0)
+    """``opened``: the target's address and port."""
+    inbound: bool = False
+    """``pdu``: it came from the target."""
+    before: bool = False
+    """``pdu``: part of the login, which was over when the trace began."""
+    offset: int = 0
+    """``pdu``: bytes of its direction that the trace saw, or dropped, before it."""
+    length: int = 0
+    """``pdu``: bytes on the wire, digests included."""
+    data: str = ""
+    """``pdu``: those bytes as far as they are kept, in base64."""
+    reset: bool = False
+    """``closed``: the TCP connection was reset."""
+
+
+class TraceBatch(_Wire):
+    """What a trace saw since the batch before."""
+
+    records: tuple[TraceRecord, ...] = ()
+    dropped: int = 0
+    """PDUs since the beginning of the trace that are missing because its reader was too slow."""
+    dropped_bytes: int = 0
+    ended: bool = False
+    """Nothing follows: the time is up, or the last session was closed."""
+
+
 class Engine(Protocol):
     """What the control plane may ask of a data plane.
 
@@ -313,8 +366,15 @@ class Engine(Protocol):
     async def withdraw(self, name: str) -> None:
         """Stop serving a volume and end its clients' connections."""
 
-    def events(self, after: int = 0) -> AsyncIterator[EngineEvent]:
+    def events(self, after: int = 0) -> AsyncGenerator[EngineEvent, None]:
         """Yield events with a sequence above ``after``, the kept ones first, then as they happen.
 
         A gap in the sequence numbers means that the reader was too slow for what is kept.
+        """
+
+    def trace(self, spec: TraceSpec) -> AsyncGenerator[TraceBatch, None]:
+        """Yield the PDUs of a target's sessions as they pass, the first batch (maybe empty) at once.
+
+        Each connection that is up begins with its login.  A reader that is too slow misses PDUs and is told how
+        many; I/O never waits for it.
         """

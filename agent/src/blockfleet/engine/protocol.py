@@ -2,8 +2,8 @@
 """The control protocol between agent and engine: lines of JSON over a Unix socket, bytes in and out only.
 
 A client's first request is ``hello``; after that each line is a request ``{"id", "method", "params"}`` and each
-answer carries its id: ``{"id", "result"}``, ``{"id", "error"}``, or ``{"id", "event"}`` for every event of a
-subscription.  Answers may come in another order than the requests.
+answer carries its id: ``{"id", "result"}``, ``{"id", "error"}``, or, for every part of a subscription,
+``{"id", "event"}`` or ``{"id", "trace"}``.  Answers may come in another order than the requests.
 
 CHAP secrets cross this socket inside requests and nowhere else: only :func:`encode_request` reveals them, and
 no answer has a field for one.
@@ -12,7 +12,7 @@ no answer has a field for one.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -27,6 +27,8 @@ from blockfleet.engine.interface import (
     InitiatorSpec,
     SessionSpec,
     SessionState,
+    TraceBatch,
+    TraceSpec,
     VolumeSpec,
     VolumeState,
 )
@@ -46,6 +48,7 @@ WHOLE_CONNECTION = 0
 
 HELLO = "hello"
 EVENTS = "events"
+TRACE = "trace"
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -123,7 +126,16 @@ METHODS: Mapping[str, Method] = {
     "publish": Method(VolumeSpec, TypeAdapter(VolumeState), lambda engine, spec: engine.publish(spec), 60.0),
     "withdraw": Method(NameParams, TypeAdapter(None), lambda engine, params: engine.withdraw(params.name), 60.0),
 }
-"""Every call but the ``events`` subscription and the ``hello`` of the handshake."""
+"""Every call but the subscriptions and the ``hello`` of the handshake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A call whose answer is a stream: one empty result, then a line for each part under the name of the call."""
+
+    params: type[BaseModel]
+    call: Callable[[Engine, Any], AsyncGenerator[Any, None]]
+    encode: Callable[[int, Any], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +149,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer line: exactly one of ``error`` and ``event`` is set, or neither and ``result`` counts."""
+    """An answer line: exactly one of ``error``, ``event`` and ``trace`` is set, or none and ``result`` counts."""
 
     id: int
     result: Any = None
     error: BlockfleetError | None = None
     event: EngineEvent | None = None
+    trace: TraceBatch | None = None
 
 
 def encode_request(request_id: int, method: str, params: BaseModel) -> bytes:
@@ -222,6 +235,17 @@ def encode_event(request_id: int, event: EngineEvent) -> bytes:
     return b'{"id":%d,"event":%b}\n' % (request_id, event.model_dump_json().encode())
 
 
+def encode_trace(request_id: int, batch: TraceBatch) -> bytes:
+    """Write one batch of a trace."""
+    return b'{"id":%d,"trace":%b}\n' % (request_id, batch.model_dump_json(exclude_defaults=True).encode())
+
+
+SUBSCRIPTIONS: Mapping[str, Subscription] = {
+    EVENTS: Subscription(EventsParams, lambda engine, params: engine.events(params.after), encode_event),
+    TRACE: Subscription(TraceSpec, lambda engine, spec: engine.trace(spec), encode_trace),
+}
+
+
 def decode_answer(line: bytes) -> Answer:
     """Read an answer line.  Raises :class:`BlockfleetError` (``PROTOCOL_ERROR``)."""
     fields = _decode_object(line, "answer")
@@ -233,8 +257,13 @@ def decode_answer(line: bytes) -> Answer:
             return Answer(request_id, event=EngineEvent.model_validate(fields["event"]))
         except ValidationError:
             raise _protocol_error("an event does not have the fields of this version") from None
+    if "trace" in fields:
+        try:
+            return Answer(request_id, trace=TraceBatch.model_validate(fields["trace"]))
+        except ValidationError:
+            raise _protocol_error("a trace does not have the fields of this version") from None
     if "result" not in fields:
-        raise _protocol_error("an answer has neither result, error nor event")
+        raise _protocol_error("an answer has neither result, error, event nor trace")
     return Answer(request_id, result=fields["result"])
 
 

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from blockfleet.engine import protocol
 from blockfleet.engine.interface import Engine
-from blockfleet.engine.protocol import METHODS, HelloReply, Request
+from blockfleet.engine.protocol import METHODS, SUBSCRIPTIONS, HelloReply, Request, Subscription
 from blockfleet.model.errors import BlockfleetError
 from blockfleet.model.isdsc import Isdsc
 
@@ -185,8 +185,9 @@ class _Client:
 
     async def _answer(self, request: Request) -> None:
         try:
-            if request.method == protocol.EVENTS:
-                await self._stream(request)
+            subscription = SUBSCRIPTIONS.get(request.method)
+            if subscription is not None:
+                await self._stream(request, subscription)
             else:
                 await self._send(await self._call(request))
         except BlockfleetError as error:
@@ -220,14 +221,15 @@ class _Client:
             ) from error
         return protocol.encode_result(request.id, method, result)
 
-    async def _stream(self, request: Request) -> None:
-        params = protocol.validate_params(protocol.EventsParams, request.params)
+    async def _stream(self, request: Request, subscription: Subscription) -> None:
+        params = protocol.validate_params(subscription.params, request.params)
         if self._subscribed:
             raise BlockfleetError(Isdsc.INVALID_PARAMETER, "a connection has one subscription at most")
         self._subscribed = True
         await self._send(protocol.encode_result(request.id, _NOTHING, None))
-        async for event in self._engine.events(params.after):
-            await self._send(protocol.encode_event(request.id, event))
+        async with contextlib.aclosing(subscription.call(self._engine, params)) as parts:
+            async for part in parts:
+                await self._send(subscription.encode(request.id, part))
 
     async def _send_or_close(self, line: bytes) -> None:
         try:

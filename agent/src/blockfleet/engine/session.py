@@ -186,6 +186,7 @@ class Session:
         listener = _Arrival()
         parameters = replace(self.nexus.parameters, portal=other.nexus.parameters.portal)
         nexus = self._make_nexus(parameters, listener)
+        nexus.recorder = self.nexus.recorder
         nexus.start()
         try:
             async with asyncio.timeout(parameters.login_timeout):

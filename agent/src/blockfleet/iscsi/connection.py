@@ -138,6 +138,10 @@ class Connection:
             self.recovery.statuses.release()
             self.session.send_pending()
 
+    def begun(self) -> bytes:
+        """Return what has been received of the PDU that is not whole yet."""
+        return self._reader.begun()
+
     def closed(self, detail: str) -> None:
         """Note that the transport was closed or reset from outside."""
         self.lose(LossKind.TRANSPORT, detail)

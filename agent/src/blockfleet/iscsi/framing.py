@@ -132,6 +132,15 @@ class PduReader:
             self._direct = None
             self._parse()
 
+    def begun(self) -> bytes:
+        """Return what has been received of the PDU that is not whole yet, for a trace that begins now."""
+        staged = self._view[self._start : self._end]
+        placed = self._placed
+        if placed is None:
+            return bytes(staged)
+        missing = 0 if self._direct is None else len(self._direct)
+        return b"".join((self._header, placed[: len(placed) - missing], staged))
+
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take bytes that were received elsewhere (tests, replays)."""
         source = memoryview(data)

@@ -19,6 +19,7 @@ from blockfleet.model.isdsc import Isdsc
 from blockfleet.model.portal import Portal
 from blockfleet.net.addresses import connect
 from blockfleet.net.driver import SessionDriver
+from blockfleet.net.tap import Recorder
 from blockfleet.net.transport import SessionTransport
 
 LEADING_CID = 0
@@ -49,6 +50,8 @@ class LoginIntent:
     maximum_connections: int = 1
     data_pdu_in_order: bool = True
     data_sequence_in_order: bool = True
+    recorder: Recorder | None = None
+    """Who taps the connection for traces."""
 
     def offer(self) -> SessionOffer:
         """Return what is offered in negotiation."""
@@ -178,7 +181,7 @@ class _Dialling:
     def begin(self) -> SessionTransport:
         """Make what carries the login, now that there is a TCP connection: CmdSN is that of this moment."""
         session, now = self._driver.session, self._loop.time()
-        transport = SessionTransport(self._driver)
+        transport = SessionTransport(self._driver, self._intent.recorder)
         machine = LoginMachine(self._parameters(), self._random_bytes, _CHALLENGES)
         connection = Connection(session, self._cid, machine, transport.wake, now + self._intent.timeout)
         joining = self._joining

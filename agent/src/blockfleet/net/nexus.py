@@ -45,6 +45,7 @@ from blockfleet.net.connections import (
 )
 from blockfleet.net.driver import SessionDriver
 from blockfleet.net.login import Dialled, Joining, LoginIntent, dial_with_fallback
+from blockfleet.net.tap import Recorder
 from blockfleet.scsi.command import Outcome, ScsiCommand
 
 MAXIMUM_REDIRECTS = 5
@@ -166,6 +167,8 @@ class Nexus:
         """Loop time at which the last session's socket was reset; a time fence counts from here."""
         self.contacted_at = 0.0
         """Loop time at which the portal last took a TCP connection."""
+        self.recorder = Recorder()
+        """Where traces of this nexus's connections are read."""
         self._listener = listener
         self._random_bytes = random_bytes
         self._loop = asyncio.get_running_loop()
@@ -428,8 +431,7 @@ class Nexus:
         self._listener.nexus_logged_in(self)
         return None
 
-    @staticmethod
-    def _intent(parameters: NexusParameters) -> LoginIntent:
+    def _intent(self, parameters: NexusParameters) -> LoginIntent:
         return LoginIntent(
             initiator_name=parameters.initiator_name,
             initiator_alias=parameters.initiator_alias,
@@ -446,6 +448,7 @@ class Nexus:
             patience=Patience(noop_interval=parameters.noop_interval, noop_timeout=parameters.noop_timeout),
             error_recovery_level=parameters.error_recovery_level,
             maximum_connections=parameters.maximum_connections,
+            recorder=self.recorder,
         )
 
     async def _join(self, portal: Portal, joining: Joining, within: float) -> Dialled | LoginFailure:

@@ -10,6 +10,7 @@ from typing import cast
 
 from blockfleet.iscsi.connection import Connection
 from blockfleet.net.driver import SessionDriver
+from blockfleet.net.tap import Recorder, Tap, Tapped
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """SO_LINGER with no time: closing sends RST and drops what the kernel still holds for sending."""
@@ -21,16 +22,21 @@ MAXIMUM_JOINED = 16 * 1024
 """Segments up to this size are joined with their neighbours before a write: a copy costs less than an iovec."""
 
 
-class SessionTransport(asyncio.BufferedProtocol):
-    """Carries one :class:`~blockfleet.iscsi.connection.Connection` of the session that ``driver`` drives."""
+class SessionTransport(Tapped):
+    """Carries one :class:`~blockfleet.iscsi.connection.Connection` of the session that ``driver`` drives.
 
-    def __init__(self, driver: SessionDriver) -> None:
+    ``recorder`` is who taps it for traces.
+    """
+
+    def __init__(self, driver: SessionDriver, recorder: Recorder | None = None) -> None:
         self._driver = driver
         self._session = driver.session
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._flush_scheduled = False
         self._connection: Connection | None = None
+        self._recorder = recorder
+        self._tap: Tap | None = None
 
     def attach(self, connection: Connection) -> None:
         """Take the connection that this transport carries; before the transport is connected."""
@@ -47,6 +53,8 @@ class SessionTransport(asyncio.BufferedProtocol):
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         assert self._connection is not None
+        if self._recorder is not None:
+            self._tap = self._recorder.tap(self._connection, self._transport, self)
         self._connection.connected(self._loop.time())
         self._driver.drain()
 
@@ -84,8 +92,14 @@ class SessionTransport(asyncio.BufferedProtocol):
         self._driver.now()
         self._connection.closed(f"connection lost: {exc}" if exc else "connection closed by the target")
         self._driver.drain()
+        if self._tap is not None:
+            self._tap.gone()
 
-    # -- what the driver calls
+    # -- what the driver and the tap call
+
+    def write_to(self, transport: asyncio.Transport) -> None:
+        """Send through ``transport`` from now on: the tap's, or the connection's own."""
+        self._transport = transport
 
     def wake(self) -> None:
         """Send the connection's output at the end of this loop turn."""
