@@ -4,13 +4,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from tests.net.connection_rig import (
+    COMMAND,
+    LOGIN,
+    LOGOUT,
+    TASK_REQUEST,
+    TEST_UNIT_READY,
+    arm,
+    logged_in,
+    phases,
+    ready,
+    received,
+    session,
+    spread,
+    wanted,
+)
 from tests.net.load import Load
-from tests.net.nexus_rig import Listener, config, parameters, run, running, until
+from tests.net.nexus_rig import config, parameters, run, running, until
 
 from blockfleet.balance.policy import LoadBalancePolicy
 from blockfleet.iscsi.constants import TaskResponse
@@ -21,68 +34,16 @@ from blockfleet.net.connections import ConnectionPhase, ConnectionSpec
 from blockfleet.net.nexus import Nexus, NexusPhase
 from blockfleet.scsi.command import Outcome
 from blockfleet_testtarget.config import PortalConfig
-from blockfleet_testtarget.faults import build_fault
 from blockfleet_testtarget.target import TestTarget
 
-LOGIN, COMMAND, LOGOUT = 0x03, 0x01, 0x06
-TEST_UNIT_READY = b"\0"
 Policies = LoadBalancePolicy
-
-
-def arm(target: TestTarget, name: str, /, **options: object) -> None:
-    target.arm(build_fault(name, options))
-
-
-def wanted(target: TestTarget, count: int, **changes: object) -> object:
-    """Parameters for a leading connection and ``count - 1`` more to the same portal."""
-    portal = Portal.parse(target.portals[0].address)
-    return parameters(str(portal), connections=(ConnectionSpec(portal),) * (count - 1), **changes)
-
-
-def phases(nexus: Nexus) -> list[str]:
-    return [status.phase.value for status in nexus.connections]
-
-
-def logged_in(nexus: Nexus) -> int:
-    return phases(nexus).count("logged_in")
-
-
-async def ready(nexus: Nexus) -> None:
-    """Use up the unit attention of the login."""
-    while (await run(nexus, TEST_UNIT_READY)).status:
-        pass
-
-
-@asynccontextmanager
-async def session(
-    count: int, *, keys: dict[str, str] | None = None, **changes: object
-) -> AsyncIterator[tuple[TestTarget, Nexus, Listener]]:
-    """A target that grants four connections, and a nexus that has all that it wants."""
-    async with TestTarget(config(keys={"MaxConnections": "4", "DefaultTime2Wait": "0", **(keys or {})})) as target:
-        async with running(wanted(target, count, **changes)) as (nexus, listener):  # type: ignore[arg-type]
-            await until(lambda: logged_in(nexus) == count)
-            await ready(nexus)
-            yield target, nexus, listener
-        assert not target.violations
-
-
-def received(target: TestTarget, opcode: int) -> list[object]:
-    return [entry.pdu for entry in target.received if entry.pdu.opcode == opcode]
-
-
-async def spread(nexus: Nexus, change: Callable[[], None] | None = None, commands: int = 60) -> list[int]:
-    """Run verified load; return how many commands went to each connection."""
-    before = [status.commands for status in nexus.connections]
-    async with Load(nexus, 6) as load:
-        await load.done(commands)
-    return [status.commands - old for status, old in zip(nexus.connections, before, strict=True)]
 
 
 async def test_mcs_01_an_added_connection_has_the_sessions_isid_and_tsih_and_a_cid_of_its_own() -> None:
     async with session(3) as (target, nexus, _):
         firsts = {}
         for pdu in received(target, LOGIN):
-            firsts.setdefault(pdu.cid, pdu)  # type: ignore[attr-defined]
+            firsts.setdefault(pdu.cid, pdu)
         assert sorted(firsts) == [0, 1, 2]
         assert {pdu.isid for pdu in firsts.values()} == {bytes.fromhex("80abcdef0001")}
         assert [firsts[cid].tsih for cid in (0, 1, 2)] == [0, nexus.tsih, nexus.tsih]
@@ -93,7 +54,7 @@ async def test_mcs_01_an_added_connection_has_the_sessions_isid_and_tsih_and_a_c
 
 async def test_mcs_03_no_more_connections_than_the_target_allows() -> None:
     async with TestTarget(config(keys={"MaxConnections": "2"})) as target:
-        async with running(wanted(target, 4)) as (nexus, _):  # type: ignore[arg-type]
+        async with running(wanted(target, 4)) as (nexus, _):
             await until(lambda: logged_in(nexus) == 2)
             assert phases(nexus) == ["logged_in", "logged_in", "failed", "failed"]
             assert "allows 2" in nexus.connections[3].error
@@ -117,19 +78,19 @@ async def test_mcs_04_a_portal_of_another_group_is_not_joined() -> None:
 async def test_mcs_05_a_refused_connection_leaves_the_session_alone_and_makes_no_storm(status: int) -> None:
     async with TestTarget(config(keys={"MaxConnections": "4"})) as target:
         arm(target, "refuse_login", cid=1, status=status, times=0)
-        async with running(wanted(target, 2)) as (nexus, listener):  # type: ignore[arg-type]
+        async with running(wanted(target, 2)) as (nexus, listener):
             await until(lambda: phases(nexus) == ["logged_in", "failed"])
             await ready(nexus)
             async with Load(nexus, 4) as load:
                 await load.done(100)
             assert not listener.losses
-            assert len([pdu for pdu in received(target, LOGIN) if pdu.cid == 1]) == 1  # type: ignore[attr-defined]
+            assert len([pdu for pdu in received(target, LOGIN) if pdu.cid == 1]) == 1
 
 
 async def test_mcs_07_one_order_of_commands_over_all_connections() -> None:
     async with session(4) as (target, nexus, _):
         await spread(nexus, commands=200)
-        numbers = [pdu.cmdsn for pdu in received(target, COMMAND)]  # type: ignore[attr-defined]
+        numbers = [pdu.cmdsn for pdu in received(target, COMMAND)]
         assert sorted(numbers) == list(range(min(numbers), min(numbers) + len(numbers)))
 
 
@@ -150,7 +111,7 @@ async def test_mcs_09_a_connection_is_removed_with_reason_1_and_its_cid_and_the_
             await until(lambda: len(nexus.connections) == 2)
             await load.done(load.count + 30)
         (logout,) = received(target, LOGOUT)
-        assert (logout.flags & 0x7F, logout.cid) == (1, 2)  # type: ignore[attr-defined]
+        assert (logout.flags & 0x7F, logout.cid) == (1, 2)
         assert len(target.connections) == 2
         assert (listener.logins, listener.losses) == (1, [])
 
@@ -210,7 +171,7 @@ async def test_the_target_may_have_one_connection_logged_out() -> None:
             await until(lambda: logged_in(nexus) == 2)
             await load.done(load.count + 20)
         (logout,) = received(target, LOGOUT)
-        assert (logout.flags & 0x7F, logout.cid) == (1, 1)  # type: ignore[attr-defined]
+        assert (logout.flags & 0x7F, logout.cid) == (1, 1)
         assert (listener.logins, listener.left, listener.losses) == (1, 0, [])
 
 
@@ -234,7 +195,7 @@ async def test_abort_task_goes_to_the_connection_of_the_task_10_5_1() -> None:
         for command in commands:
             await nexus.abort(command)
         assert {(await read).outcome for read in reads} == {Outcome.ABORTED}
-        aborts = [(entry.connection, entry.pdu) for entry in target.received if entry.pdu.opcode == 0x02]
+        aborts = [(entry.connection, entry.pdu) for entry in target.received if entry.pdu.opcode == TASK_REQUEST]
         at = {entry.pdu.itt: entry.connection for entry in target.received if entry.pdu.opcode == COMMAND}
         assert [connection for connection, _ in aborts] == [at[pdu.ttt] for _, pdu in aborts]
         assert len({connection for connection, _ in aborts}) == 3
@@ -255,30 +216,35 @@ def specs(nexus: Nexus, *given: tuple[int, bool]) -> dict[str, object]:
 
 
 async def test_mcs_23_each_policy_spreads_as_defined_and_is_changed_live() -> None:
+    """The counters of each connection show it, while one load runs through all changes."""
+    plain = (0, False)
     async with session(4) as (_, nexus, listener):
+        async with Load(nexus, 6) as load:
 
-        def use(policy: Policies, *given: tuple[int, bool]) -> None:
-            nexus.set_parameters(replace(nexus.parameters, connection_policy=policy, **specs(nexus, *given)))
+            async def under(policy: Policies, *given: tuple[int, bool]) -> list[int]:
+                nexus.set_parameters(replace(nexus.parameters, connection_policy=policy, **specs(nexus, *given)))
+                before = [status.commands for status in nexus.connections]
+                await load.done(load.count + 60)
+                return [status.commands - old for status, old in zip(nexus.connections, before, strict=True)]
 
-        plain = (0, False)
-        counts = await spread(nexus, commands=80)
-        assert max(counts) - min(counts) <= 1
-        use(Policies.FAIL_OVER_ONLY, plain, plain, plain, plain)
-        assert [bool(count) for count in await spread(nexus)] == [True, False, False, False]
-        use(Policies.ROUND_ROBIN_WITH_SUBSET, (0, True), plain, (0, True), plain)
-        counts = await spread(nexus)
-        assert counts[0] == counts[2] == 0
-        assert abs(counts[1] - counts[3]) <= 1
-        use(Policies.WEIGHTED_PATH, (30, False), (20, False), (10, False), (40, False))
-        assert [bool(count) for count in await spread(nexus)] == [False, False, True, False]
-        use(Policies.LEAST_QUEUE_DEPTH, plain, plain, plain, plain)
-        assert all(await spread(nexus))
+            counts = await under(Policies.ROUND_ROBIN, plain, plain, plain, plain)
+            assert max(counts) - min(counts) <= 1
+            counts = await under(Policies.FAIL_OVER_ONLY, plain, plain, plain, plain)
+            assert [bool(count) for count in counts] == [True, False, False, False]
+            counts = await under(Policies.ROUND_ROBIN_WITH_SUBSET, (0, True), plain, (0, True), plain)
+            assert counts[0] == counts[2] == 0
+            assert abs(counts[1] - counts[3]) <= 1
+            counts = await under(Policies.WEIGHTED_PATH, (30, False), (20, False), (10, False), (40, False))
+            assert [bool(count) for count in counts] == [False, False, True, False]
+            counts = await under(Policies.LEAST_QUEUE_DEPTH, plain, plain, plain, plain)
+            assert all(counts)
         assert (listener.logins, listener.losses) == (1, [])
+        assert phases(nexus) == ["logged_in"] * 4
 
 
 async def test_mcs_23_least_queue_depth_gives_a_slow_connection_less() -> None:
     async with session(4, connection_policy=Policies.LEAST_QUEUE_DEPTH) as (target, nexus, _):
-        arm(target, "delay", cid=2, seconds=0.03, times=0)
+        arm(target, "delay", cid=2, seconds=0.2, times=0)
         counts = await spread(nexus, commands=120)
         assert counts[2] < min(counts[0], counts[1], counts[3]) / 2
 

@@ -252,12 +252,12 @@ class ConnectionSet:
         self._driver.drain()
         return True
 
-    def close(self) -> None:
-        """Begin no more logins: the session is over."""
-        for slot in (*self._slots, *self._removed):
-            if slot.login is not None:
-                slot.login.cancel()
-                slot.login = None
+    async def close(self) -> None:
+        """Begin no more logins, and leave none half done: the session is over, or is to be logged out."""
+        logins = [slot.login for slot in (*self._slots, *self._removed) if slot.login is not None]
+        for login in logins:
+            login.cancel()
+        await asyncio.gather(*logins, return_exceptions=True)
 
     # -- what happens
 
@@ -279,7 +279,7 @@ class ConnectionSet:
             if slot in self._removed:
                 self._removed.remove(slot)
                 self._fill()
-            elif slot.wanted:
+            elif slot.wanted and not self._session.over:
                 wait = self._time2wait if isinstance(event, ConnectionClosed) else 0.0
                 slot.phase = ConnectionPhase.CONNECTING
                 slot.login = asyncio.create_task(self._add(slot, wait))

@@ -261,6 +261,8 @@ class Nexus:
         driver = self._driver
         if driver is None or driver.over.done():
             return
+        if self._connections is not None:
+            await self._connections.close()
         if driver.session.live is None:
             driver.session.recovery.abandon("the session is to be logged out, and has no connection")
         else:
@@ -376,7 +378,11 @@ class Nexus:
                 continue
             assert self._driver is not None
             ended = await self._driver.over
-            await asyncio.sleep(self._ended(ended))
+            connections, self._connections = self._connections, None
+            wait = self._ended(ended)
+            if connections is not None:
+                await connections.close()
+            await asyncio.sleep(wait)
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but not longer than until new parameters come."""
@@ -481,9 +487,6 @@ class Nexus:
         assert session is not None
         for name, value in session.totals().items():
             self._totals[name] = self._totals.get(name, 0) + value
-        if self._connections is not None:
-            self._connections.close()
-            self._connections = None
         self.lost_at = self._loop.time()
         self._session = None
         self._driver = None
