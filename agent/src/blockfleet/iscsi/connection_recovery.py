@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from blockfleet.iscsi import logout, task_management
+from blockfleet.iscsi.command_out import issue
 from blockfleet.iscsi.constants import LogoutReason, LogoutResponseCode, TaskFunction, TaskResponse
 from blockfleet.iscsi.events import (
     ConnectionDropped,
@@ -260,7 +261,7 @@ class ConnectionRecovery:
             lane = session.next_lane() or via
             session.move(task, lane)
             session.counters.commands_retried += 1
-            session.issue(lane, task)
+            issue(lane, task)
         numbered: set[int | None] = {task.cmd_sn for task in session.tasks.values()}
         numbered |= {ping.cmd_sn for ping in session.control.values() if isinstance(ping, Ping)}
         for offset in range(session.cmd_sn - session.exp_cmd_sn & MASK):

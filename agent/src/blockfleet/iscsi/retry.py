@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from blockfleet.iscsi.command_out import issue
 from blockfleet.iscsi.serial import after
 from blockfleet.iscsi.task import AbortStage
 
@@ -60,7 +61,7 @@ class Unacknowledged:
         if not self._may(task.cmd_sn):
             return False
         session.counters.commands_retried += 1
-        session.issue(task.connection, task)
+        issue(task.connection, task)
         return True
 
     def _may(self, cmd_sn: int) -> bool:
