@@ -74,7 +74,13 @@ class ScriptedEngine:
 
     async def publish(self, spec: VolumeSpec) -> VolumeState:
         self._note("publish", spec)
-        return VolumeState(name=spec.name, identity=spec.identity, policy=spec.policy)
+        return VolumeState(
+            name=spec.name,
+            identity=spec.identity,
+            policy=spec.policy,
+            failback=spec.failback,
+            path_settings=spec.path_settings,
+        )
 
     async def withdraw(self, name: str) -> None:
         self._note("withdraw", name)

@@ -10,6 +10,7 @@ import pytest
 from blockfleet.model.desired import Policy
 from blockfleet.multipath.events import DevicePhase, EventKind
 from blockfleet.multipath.path import Path, PathPhase
+from blockfleet.multipath.spread import Spread
 from blockfleet.scsi import cdb
 from blockfleet.scsi.alua import AccessState
 from blockfleet.scsi.command import Outcome
@@ -54,8 +55,8 @@ def test_round_robin_takes_turns_over_the_paths_that_are_up(lab: Any) -> None:
 
 def test_the_policy_can_change_under_io(lab: Any) -> None:
     lab.build("ab")
-    lab.device.set_policy(Policy.ROUND_ROBIN)
-    assert lab.device.policy is Policy.ROUND_ROBIN
+    lab.device.set_spread(Spread(Policy.ROUND_ROBIN))
+    assert lab.device.spread.policy is Policy.ROUND_ROBIN
     for _ in range(4):
         lab.read()
     assert [len(lab.sent(n)) for n in "ab"] == [2, 2]

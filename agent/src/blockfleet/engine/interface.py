@@ -13,10 +13,11 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from blockfleet.model.desired import Connection, ConnectionRole, LoginOptions, Policy
+from blockfleet.model.desired import Connection, ConnectionRole, LoginOptions, Number, Policy
 from blockfleet.model.load_balance import (
     DEFAULT_CONNECTION_POLICY,
     MAXIMUM_CONNECTIONS,
+    MAXIMUM_WEIGHT,
     LoadBalancePolicy,
 )
 
@@ -95,6 +96,15 @@ class DiscoveredPortal(_Wire):
     tag: int | None = None
 
 
+class PathSetting(_Wire):
+    """What policies are told of the path of a volume through one session."""
+
+    session: str
+    weight: Number = Field(default=0, ge=0, le=MAXIMUM_WEIGHT)
+    standby: bool = False
+    primary: bool = False
+
+
 class VolumeSpec(_Wire):
     """One volume that shall be served.
 
@@ -106,6 +116,10 @@ class VolumeSpec(_Wire):
     identity: str
     targets: tuple[str, ...]
     policy: Policy = Policy.FAIL_OVER_ONLY
+    failback: bool = True
+    """Whether I/O returns to a path that was lost and is back, from the one that took over."""
+    path_settings: tuple[PathSetting, ...] = ()
+    """For paths that are not ordinary ones; a session that does not exist is no error."""
     read_only: bool = False
 
 
@@ -228,6 +242,10 @@ class PathState(_Wire):
     lun: int
     phase: PathPhase
     preferred: bool = False
+    """The target prefers it."""
+    weight: int = 0
+    standby: bool = False
+    primary: bool = False
     counters: dict[str, int] = {}
 
 
@@ -240,6 +258,9 @@ class VolumeState(_Wire):
     size: int = 0
     block_size: int = 0
     policy: Policy
+    failback: bool = True
+    path_settings: tuple[PathSetting, ...] = ()
+    """Those that were asked for last, of sessions that exist or not."""
     read_only: bool = False
     phase: Literal["online", "degraded", "queueing", "failed"] = "online"
     socket: str = ""
@@ -361,7 +382,7 @@ class Engine(Protocol):
         """Ask a session again for its logical units."""
 
     async def publish(self, spec: VolumeSpec) -> VolumeState:
-        """Serve a volume, or change the policy of one that is served."""
+        """Serve a volume, or change how I/O is spread over the paths of one that is served."""
 
     async def withdraw(self, name: str) -> None:
         """Stop serving a volume and end its clients' connections."""

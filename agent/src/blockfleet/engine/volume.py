@@ -29,6 +29,7 @@ from blockfleet.multipath.group import MAXIMUM_PATHS
 from blockfleet.multipath.identity import VolumeIdentity, refusal
 from blockfleet.multipath.path import Path
 from blockfleet.multipath.path import PathPhase as DevicePathPhase
+from blockfleet.multipath.spread import PathRole, Spread
 from blockfleet.scsi.condition import Attention
 from blockfleet.scsi.lun import describe
 
@@ -64,6 +65,15 @@ _ARRIVALS = {
 _TO_CHECK = Attention.IDENTITY | Attention.CAPACITY | Attention.MODE
 
 _log = logging.getLogger(__name__)
+
+
+def spread_of(spec: VolumeSpec) -> Spread:
+    """Return how the device shall spread I/O."""
+    roles = {
+        setting.session: PathRole(setting.weight, setting.standby, setting.primary)
+        for setting in spec.path_settings
+    }
+    return Spread(spec.policy, spec.failback, roles)
 
 
 class Volume:
@@ -112,12 +122,13 @@ class Volume:
         self._device = MultipathDevice(
             spec.policy, now=self._loop.time, random=random.random, on_event=self._on_event
         )
+        self._device.set_spread(spread_of(spec))
         self._arm()
 
     # --- what the data plane calls -----------------------------------------------------------------------
 
     def update(self, spec: VolumeSpec) -> None:
-        """Take another policy or other targets; raises ``INVALID_PARAMETER`` for what cannot change live."""
+        """Take another spread of I/O or other targets; raises ``INVALID_PARAMETER`` for what cannot change live."""
         for field in ("identity", "read_only"):
             if getattr(spec, field) != getattr(self.spec, field):
                 raise BlockfleetError(
@@ -127,8 +138,8 @@ class Volume:
                     field=field,
                 )
         before, self.spec = self.spec, spec
-        if spec.policy is not before.policy:
-            self._device.set_policy(spec.policy)
+        if spread_of(spec) != spread_of(before):
+            self._device.set_spread(spread_of(spec))
         for link in tuple(self._links.values()):
             if link.session.spec.target not in spec.targets:
                 self._remove(link, "its target is no longer the volume's")
@@ -170,7 +181,9 @@ class Volume:
             targets=self.spec.targets,
             size=disk.geometry.size if disk else 0,
             block_size=disk.geometry.block_size if disk else 0,
-            policy=self._device.policy,
+            policy=self._device.spread.policy,
+            failback=self._device.spread.failback,
+            path_settings=self.spec.path_settings,
             read_only=disk.geometry.read_only if disk else self.spec.read_only,
             phase=self._device.phase.value,
             socket=str(self._socket) if served else "",
@@ -187,6 +200,9 @@ class Volume:
             lun=logical_unit(UnitProfile(lun=path.lun, device_type=0)).lun,
             phase=PathPhase.MISMATCH if path.mismatch else PathPhase(path.phase.value),
             preferred=path.preferred,
+            weight=path.weight,
+            standby=path.standby,
+            primary=path.primary,
             counters=path.counters,
         )
 

@@ -99,8 +99,13 @@ Number = Annotated[int, BeforeValidator(_number)]
 class Policy(enum.StrEnum):
     """How I/O is spread over the paths of a volume (Microsoft guide, "Load Balance Policies")."""
 
-    FAIL_OVER_ONLY = "fail_over_only"
-    ROUND_ROBIN = "round_robin"
+    FAIL_OVER_ONLY = LoadBalancePolicy.FAIL_OVER_ONLY.value
+    ROUND_ROBIN = LoadBalancePolicy.ROUND_ROBIN.value
+    ROUND_ROBIN_WITH_SUBSET = LoadBalancePolicy.ROUND_ROBIN_WITH_SUBSET.value
+    WEIGHTED_PATH = LoadBalancePolicy.WEIGHTED_PATH.value
+    LEAST_QUEUE_DEPTH = LoadBalancePolicy.LEAST_QUEUE_DEPTH.value
+    SERVICE_TIME = "service_time"
+    """Of volumes only; the guide does not have it."""
 
 
 class ChapAlgorithm(enum.StrEnum):

@@ -29,6 +29,7 @@ from blockfleet.multipath.recovery import (
     access_after,
     renew,
 )
+from blockfleet.multipath.spread import Spread
 from blockfleet.scsi.alua import AccessState
 from blockfleet.scsi.command import Outcome, ScsiCommand
 from blockfleet.scsi.condition import Action, Attention, Disposition, classify
@@ -40,8 +41,8 @@ _COMPLETE = int(Outcome.COMPLETE)
 class MultipathDevice:
     """A :class:`~blockfleet.scsi.command.ScsiExecutor` over one or more paths to the same logical unit.
 
-    The healthy case is short: a path from the policy, the command to its session, its end to the sender.  As
-    soon as anything is out of order (``_calm`` is false) every command goes the long way, which is:
+    The healthy case is short: a path from the policy, the command to its session, its end to the sender.  When
+    anything is out of order (``_calm`` is false) every command goes the long way:
 
     * What was **not sent**, and what only reads, is sent again on any path at once.
     * A **write of unknown outcome** is held and its blocks are locked; the path gets no I/O and the owner is
@@ -53,9 +54,8 @@ class MultipathDevice:
     * Without a path, commands wait, at most ``queue_limit`` of them and ``queue_timeout`` seconds; then they
       and all that follow fail (REFUSED) until a path is back.
 
-    A path goes down by itself at the first UNKNOWN or REFUSED; only :meth:`path_up` brings it back, after the
-    owner has checked who is behind it.  ``now`` returns monotonic seconds, ``random`` numbers in [0, 1).
-    The owner keeps a timer for :meth:`deadline` and calls :meth:`advance` when it is due.
+    A path goes down at the first UNKNOWN or REFUSED; only :meth:`path_up` brings it back, after the owner's check.
+    ``now`` returns monotonic seconds, ``random`` numbers in [0, 1).  :meth:`advance` is due at :meth:`deadline`.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class MultipathDevice:
         self.queue_timeout = queue_timeout
         self._queue_limit = queue_limit
         self._retry_budget = retry_budget
-        self._group = PathGroup(policy)
+        self._group = PathGroup(Spread(policy))
         # bound once: a bound method made per command would be an allocation per command
         self._select = self._group.selector.select
         self._on_done = self._done
@@ -152,9 +152,9 @@ class MultipathDevice:
         return self._group.phase
 
     @property
-    def policy(self) -> Policy:
+    def spread(self) -> Spread:
         """How I/O is spread."""
-        return self._group.policy
+        return self._group.spread
 
     @property
     def counters(self) -> dict[str, int]:
@@ -221,9 +221,9 @@ class MultipathDevice:
         path.not_ready = path.doubtful = state in INACCESSIBLE
         self._changed()
 
-    def set_policy(self, policy: Policy) -> None:
+    def set_spread(self, spread: Spread) -> None:
         """Spread I/O in another way from now on."""
-        self._group.set_policy(policy)
+        self._group.set_spread(spread)
         self._select = self._group.selector.select
         self._changed()
 

@@ -3,13 +3,27 @@
 
 from __future__ import annotations
 
-from blockfleet.balance.policy import SELECTORS, LoadBalancePolicy, Selector
+from collections.abc import Callable
+from typing import Any
+
+from blockfleet.balance.policy import SELECTORS, Selector
+from blockfleet.balance.service_time import ServiceTime
 from blockfleet.model.desired import Policy
 from blockfleet.multipath.events import DevicePhase, Event, EventKind
 from blockfleet.multipath.path import RANKS, Path, PathPhase
+from blockfleet.multipath.spread import Spread
 from blockfleet.scsi.alua import AccessState
 
 MAXIMUM_PATHS = 64
+
+PATH_SELECTORS: dict[Policy, Callable[[], Selector[Any]]] = {
+    **{Policy(policy.value): selector for policy, selector in SELECTORS.items()},
+    Policy.SERVICE_TIME: ServiceTime,
+}
+"""What puts each policy to work on paths."""
+
+_RESERVING = (Policy.FAIL_OVER_ONLY, Policy.WEIGHTED_PATH, Policy.ROUND_ROBIN_WITH_SUBSET)
+"""Policies under which a path may take over what was another's, so that there is something to return."""
 
 _WORKING = (PathPhase.ACTIVE, PathPhase.STANDBY)
 
@@ -17,13 +31,13 @@ _WORKING = (PathPhase.ACTIVE, PathPhase.STANDBY)
 class PathGroup:
     """Paths in order of preference, the policy over them, and the phases that follow."""
 
-    __slots__ = ("paths", "phase", "policy", "selector", "serving")
+    __slots__ = ("paths", "phase", "selector", "serving", "spread")
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, spread: Spread) -> None:
         self.paths: list[Path] = []
         self.phase = DevicePhase.QUEUEING
-        self.policy = policy
-        self.selector: Selector[Path] = SELECTORS[LoadBalancePolicy(policy)]()
+        self.spread = spread
+        self.selector: Selector[Path] = PATH_SELECTORS[spread.policy]()
         self.serving = False
         """Whether there is a path that can be expected to serve the unit."""
 
@@ -41,32 +55,54 @@ class PathGroup:
         """Take a path.  Raises :class:`ValueError` beyond MAXIMUM_PATHS."""
         if len(self.paths) >= MAXIMUM_PATHS:
             raise ValueError(f"a device has at most {MAXIMUM_PATHS} paths")
+        path.take_role(self.spread.role_of(path.session))
         self.paths.append(path)
 
-    def set_policy(self, policy: Policy) -> None:
-        """Spread I/O in another way; :meth:`update` has to follow."""
-        self.policy = policy
-        self.selector = SELECTORS[LoadBalancePolicy(policy)]()
+    def set_spread(self, spread: Spread) -> None:
+        """Spread I/O in another way, with no regard to which paths carry it now; :meth:`update` has to follow."""
+        self.spread = spread
+        self.selector = PATH_SELECTORS[spread.policy]()
+        for path in self.paths:
+            path.take_role(spread.role_of(path.session))
+            path.displaced = False
 
     def update(self, cause: str) -> list[Event]:
         """Work out the phases after anything about a path changed; returns what there is to tell.
 
-        The candidates are the usable paths of the best access state, those that the target prefers first.
+        The candidates are the usable paths of the best access state: the primary first, then those that the target
+        prefers.
         """
         usable = [path for path in self.paths if path.usable]
         best = min((path.rank for path in usable), default=0)
-        candidates = sorted((path for path in usable if path.rank == best), key=lambda path: not path.preferred)
+        candidates = [path for path in usable if path.rank == best]
+        candidates.sort(key=lambda path: (not path.primary, not path.preferred))
+        if not self.spread.failback:
+            candidates = self._without_displaced(candidates)
         self.selector.update(candidates)
         self.serving = best <= RANKS[AccessState.STANDBY] and any(not path.doubtful for path in candidates)
         events: list[Event] = []
         for path in self.paths:
             before, path.phase = path.phase, self._phase_of(path, candidates)
             if path.phase is not before:
+                if path.phase is PathPhase.ACTIVE:
+                    path.displaced = False
+                elif path.phase not in _WORKING and before in _WORKING:
+                    path.displaced = True
                 events.append(Event(EventKind.PATH, path, before=before, cause=cause))
         before_phase, self.phase = self.phase, self._own_phase()
         if self.phase is not before_phase:
             events.append(Event(EventKind.PHASE, phase=self.phase, cause=cause))
         return events
+
+    def _without_displaced(self, candidates: list[Path]) -> list[Path]:
+        """Leave out paths that were lost and are back, while what took over from them works."""
+        if self.spread.policy not in _RESERVING:
+            return candidates
+        current = [path for path in candidates if path.phase is PathPhase.ACTIVE]
+        ordinary = self.spread.policy is Policy.ROUND_ROBIN_WITH_SUBSET and not all(p.standby for p in current)
+        if not current or ordinary:
+            return candidates
+        return [path for path in candidates if path in current or not path.displaced]
 
     def _phase_of(self, path: Path, candidates: list[Path]) -> PathPhase:
         if path.mismatch:

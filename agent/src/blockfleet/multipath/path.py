@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import enum
 
+from blockfleet.multipath.spread import ORDINARY, PathRole
 from blockfleet.scsi.alua import AccessState
 from blockfleet.scsi.command import ScsiExecutor
 
@@ -47,9 +48,8 @@ INACCESSIBLE = (AccessState.TRANSITIONING, AccessState.UNAVAILABLE, AccessState.
 class Path:
     """A path and what is known of it.  Only its device changes it; ``executor`` is the session's nexus.
 
-    ``session`` is the session's key, ``lun`` the 64-bit LUN structure on that session, ``weight`` and
-    ``standby`` what the administrator gave it for policies that look at them.  Counters are plain integers that
-    only grow.
+    ``session`` is the session's key, ``lun`` the 64-bit LUN structure on that session; ``weight``, ``standby`` and
+    ``primary`` are its role.  Counters are plain integers that only grow.
     """
 
     __slots__ = (
@@ -58,6 +58,7 @@ class Path:
         "busy",
         "checking",
         "completed",
+        "displaced",
         "doubtful",
         "execute",
         "executor",
@@ -75,6 +76,7 @@ class Path:
         "not_ready",
         "phase",
         "preferred",
+        "primary",
         "reset_until",
         "session",
         "standby",
@@ -90,15 +92,12 @@ class Path:
         session: str,
         *,
         limit: int = IN_FLIGHT_LIMIT,
-        weight: int = 0,
-        standby: bool = False,
     ) -> None:
         self.executor = executor
         self.execute = executor.execute
         self.lun = lun
         self.session = session
-        self.weight = weight
-        self.standby = standby
+        self.take_role(ORDINARY)
         self.maximum = limit
         self.limit = limit
         """Commands at a time right now: less than ``maximum`` while the target is congested."""
@@ -107,6 +106,9 @@ class Path:
         """Counts what makes an identity check out of date."""
         self.access = AccessState.ACTIVE_OPTIMIZED
         self.preferred = False
+        """The target prefers it (PREF bit, SPC-4 6.36)."""
+        self.displaced = False
+        """It carried I/O, or was ready to, and was lost; cleared when it carries I/O again."""
         self.up = False
         self.checking = False
         self.mismatch = False
@@ -127,6 +129,12 @@ class Path:
         self.losses = 0
         self.busy = 0
         self.attentions = 0
+
+    def take_role(self, role: PathRole) -> None:
+        """Take what the administrator says of it."""
+        self.weight = role.weight
+        self.standby = role.standby
+        self.primary = role.primary
 
     def cut_back(self) -> None:
         """Halve the commands at a time: the target is congested."""
