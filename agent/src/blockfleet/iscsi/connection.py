@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from blockfleet.iscsi import fast_abort
+from blockfleet.iscsi import fast_abort, substitutes
 from blockfleet.iscsi.confirmation import Confirmation
 from blockfleet.iscsi.constants import (
     DEFAULT_MRDSL,
@@ -456,17 +456,18 @@ class Connection:
             bidirectional_residual,
             residual,
         ) = SCSI_RESPONSE.unpack_from(buffer, at)
+        session = self.session
         task = self._tasks.get(tag)
         recovery = self.recovery
         if recovery is not None and not released:
+            anew = session.quirks.answers_snack_by_response
+            if anew and substitutes.met(self, tag, stat_sn, exp_cmd_sn, max_cmd_sn):
+                return
             incomplete = task is not None and (exp_data_sn > task.data_sn or task.sequence is not None)
             if incomplete or stat_sn != self.exp_stat_sn:
                 recovery.hold_response(buffer, at, data)
                 return
-        if not self.take_status(stat_sn):
-            return
-        session = self.session
-        if not session.update_window(exp_cmd_sn, max_cmd_sn):
+        if not (self.take_status(stat_sn) and session.update_window(exp_cmd_sn, max_cmd_sn)):
             return
         if task is None:
             self.protocol_error(f"SCSI Response for tag {tag:#010x}, which is no task")

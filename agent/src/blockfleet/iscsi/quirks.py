@@ -25,6 +25,10 @@ class Quirks:
     """What an answer to TASK REASSIGN means, where that is not what RFC 3720 10.6.1 says."""
     reassign_names_unit: bool = False
     """Whether the LUN of a TASK REASSIGN has to be the task's, though the field is reserved (10.5.3)."""
+    last_data_in_not_nameable: bool = False
+    """Whether a Data SNACK may not name the last Data-In that was sent, but only all from some one on (10.16.1)."""
+    answers_snack_by_response: bool = False
+    """Whether a Status SNACK is answered with SCSI Responses, whatever the PDUs were that it asks for (10.16.1)."""
     logout_without_times: bool = False
     """Whether a recovery logout is answered with 0 for Time2Wait and Time2Retain whatever was agreed on (10.15)."""
 
@@ -49,6 +53,9 @@ LIO = Quirks(
         }
     ),
     reassign_names_unit=True,
+    # It compares the end of the run with the highest DataSN, as if the run reached one further.
+    last_data_in_not_nameable=True,
+    answers_snack_by_response=True,
     logout_without_times=True,
 )
 

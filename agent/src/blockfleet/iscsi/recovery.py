@@ -132,13 +132,14 @@ class Recovery:
         if connection.paused or sequence.refused:
             return
         session.counters.data_snacks += 1
+        to_end = session.quirks.last_data_in_not_nameable and first + count == sequence.top
         snack = SnackRequest(
             type=SnackType.DATA_R2T,
             lun=task.command.lun,
             initiator_task_tag=task.tag,
             exp_stat_sn=connection.exp_stat_sn,
             beg_run=first,
-            run_length=count,
+            run_length=0 if to_end and task.command.data_in is not None else count,
         )
         connection.send(snack.encode())
 

@@ -23,12 +23,13 @@ MAXIMUM_RETRIES = 8
 class Unacknowledged:
     """Watches ExpCmdSN of one session."""
 
-    __slots__ = ("_exp_cmd_sn", "_since", "_tries")
+    __slots__ = ("_exp_cmd_sn", "_since", "_tries", "_unheard")
 
     def __init__(self) -> None:
         self._exp_cmd_sn = -1
         self._since = 0.0
         self._tries: dict[int, int] = {}
+        self._unheard: set[int] = set()
 
     def scan(self, session: Session, now: float) -> None:
         """Send what the target waits for again, when nothing was acknowledged for ``Patience.recovery`` seconds."""
@@ -42,7 +43,9 @@ class Unacknowledged:
             return
         self._since = now
         task = next((t for t in session.tasks.values() if t.cmd_sn == expected), None)
+        self._unheard &= session.tasks.keys()
         if task is not None:
+            self._unheard.add(task.tag)
             self._retry(session, task)
         elif session.live is not None and self._may(expected):
             session.plug(session.live, expected)
@@ -52,7 +55,12 @@ class Unacknowledged:
 
         One that is acknowledged in the meantime needs nothing: the target asks for the data anew.
         """
+        self._unheard.discard(task.tag)
         return after(session.exp_cmd_sn, task.cmd_sn) or self._retry(session, task)
+
+    def in_doubt(self, task: Task) -> bool:
+        """Whether a command was sent again without a word of the target why: a Reject of it may have been lost."""
+        return task.tag in self._unheard
 
     def _retry(self, session: Session, task: Task) -> bool:
         # What has begun is acknowledged by that (6.1.4.2), and an abort closes the gap by itself (6.9).

@@ -97,6 +97,11 @@ class StatusOrder:
         self.shown(stat_sn)
         self._top = max(self._known(), stat_sn + 1 & MASK, key=lambda number: number - expected & MASK)
 
+    def asked_for(self, stat_sn: int) -> bool:
+        """Whether a response is missing: others that were sent after it are known."""
+        expected = self._connection.exp_stat_sn
+        return stat_sn - expected & MASK < (self._known() - expected & MASK) and stat_sn not in self._held
+
     def shown(self, stat_sn: int) -> None:
         """Learn that the next StatSN is this one: what is missing before it was lost (RFC 3720 10.8.3, 10.19.2)."""
         top = self._known()
