@@ -6,12 +6,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 from tests.conformance.raw_target import PATIENCE, Peer, RawTarget
+from tests.conformance.steady_clock import SteadyLoop
 
 from blockfleet.iscsi.chap import ChapCredentials
 from blockfleet.model.errors import BlockfleetError
@@ -38,6 +39,11 @@ CHAP_BOTH = ChapCredentials(USER, Secret(SECRET), MUTUAL_USER, Secret(MUTUAL_SEC
 """What a nexus is given; how CHAP runs on the wire is worked out in test_security."""
 
 DIGESTS = [("None", "None"), ("None", "CRC32C"), ("CRC32C", "None"), ("CRC32C", "CRC32C")]
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Every test here runs by a clock that a loaded machine does not put out of step."""
+    return {"steady": SteadyLoop}
 
 
 @dataclass
