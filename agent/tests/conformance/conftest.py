@@ -175,7 +175,9 @@ class Rig:
     def nexus(self, at: RawTarget | None = None, **changes: object) -> tuple[Nexus, Listener]:
         """Start a nexus to a target."""
         portal = Portal.parse((at or self.target).portal)
-        made = NexusParameters(INITIATOR, "a host", TARGET, portal, ISID, noop_interval=0.0)
+        made = NexusParameters(
+            INITIATOR, "a host", TARGET, portal, ISID, noop_interval=0.0, error_recovery_level=0, connections=()
+        )
         listener = Listener()
         chance = changes.pop("random_bytes", os.urandom)
         nexus = Nexus(replace(made, **changes), listener, random_bytes=chance)  # type: ignore[arg-type]

@@ -349,12 +349,13 @@ async def test_ERR1_17_what_comes_twice_counts_once(rig: Rig, kind: str) -> None
     assert (await issued.end()).outcome is Outcome.UNKNOWN
 
 
+@pytest.mark.parametrize("cdb", [READ_10, bytes.fromhex("7f") + bytes(range(31))], ids=["no AHS", "AHS"])
 @pytest.mark.parametrize("reason", [0x02, 0x05, 0x06, 0x09, 0x0A])
 async def test_ERR1_19_the_place_of_a_rejected_command_is_filled(
-    rig: Rig, digests: tuple[str, str], reason: int
+    rig: Rig, digests: tuple[str, str], reason: int, cdb: bytes
 ) -> None:
     peer, nexus, listener = await rig.session(digests=digests)
-    issued = Issued(nexus, READ_10, read=512)
+    issued = Issued(nexus, cdb, read=512)
     command = await peer.expect(wire.COMMAND)
     await peer.raw(peer.reject(reason, command))
     plug = await peer.recv()

@@ -53,6 +53,9 @@ NumberedPdu = NopIn | TaskManagementResponse | TextResponse | LogoutResponse | A
 IMMEDIATE_RETRY = 0.25
 """Seconds before a function is sent again for which the target had no room among its immediate commands."""
 
+_TOTAL_AHS_LENGTH = 4
+"""Where a basic header segment tells how long its AHS is (RFC 3720 10.2.1.5)."""
+
 _REASON_TEXT = {reason.value: reason.name.replace("_", " ").lower() for reason in RejectReason}
 
 
@@ -220,11 +223,16 @@ def _on_reject(connection: Connection, pdu: Pdu) -> None:
 
 
 def _rejected_header(pdu: Reject) -> Pdu | None:
-    """Return the header that a Reject carries; None for one that is no PDU and thus only diagnostic."""
+    """Return the header that a Reject carries; None for one that is no PDU and thus only diagnostic.
+
+    Its AHS is left out: it tells nothing about which request that was, and some targets do not return it.
+    """
     if len(pdu.data) < BHS_LENGTH:
         return None
+    header = bytearray(pdu.data[:BHS_LENGTH])
+    header[_TOTAL_AHS_LENGTH] = 0
     try:
-        return decode_pdu(pdu.data[:BHS_LENGTH])
+        return decode_pdu(bytes(header))
     except PduError:
         return None
 
