@@ -150,6 +150,9 @@ def test_events_are_followed_until_the_agent_stops(agent, tmp_path):
         ("- a\n- b\n", "an object, not list"),
         ("a: &x [1]\nb: *x\n", "line 2: aliases"),
         ("[" * 40 + "]" * 40, "deeper than 32 levels"),
+        ("a: !!timestamp x\n", "line 1: tags"),
+        ("a: 1\nb: !!int ''\n", "line 2: tags"),
+        ("a: !!python/name:os.system\n", "line 1: tags"),
         (f"secret: '{CANARY}\n", "line"),
         (f"secret: !!python/object:{CANARY} x\n", "line 1"),
         (f"secret: {CANARY}: x\n", "line 1"),
@@ -158,7 +161,7 @@ def test_events_are_followed_until_the_agent_stops(agent, tmp_path):
         ("targets: [{name: iqn.wrong}]\n", "targets[0].name"),
         (f"targets: [{{name: '{TARGET}', chap: {{user: h, secret: short}}}}]\n", "targets[0].chap.secret"),
     ],
-    ids=range(11),
+    ids=range(14),
 )
 def test_a_bad_file_is_one_line_that_names_the_place_and_no_secret(cli, tmp_path, text, says):
     file = tmp_path / "bad.yaml"

@@ -58,6 +58,7 @@ def test_request_read_back_is_the_specification_with_secrets_hidden_again() -> N
         b'{"id":1,"method":"observe","extra":0}\n',
         b'{"id":1,"method":"' + b"m" * 65 + b'"}\n',
         b'{"id":1,"method":"observe","params":' + b"[" * 100_000 + b"\n",
+        b'{"id":1,"method":"withdraw","params":{"name":"\\uD800"}}\n',
     ],
     ids=lambda line: repr(line[:40]),
 )
@@ -65,6 +66,18 @@ def test_malformed_request_is_a_protocol_error(line: bytes) -> None:
     with pytest.raises(BlockfleetError) as caught:
         protocol.decode_request(line)
     assert caught.value.code is Isdsc.PROTOCOL_ERROR
+
+
+@pytest.mark.parametrize("text", ["\\ud800", "\\uDFFF x", "\\udc00\\ud800"])
+def test_answer_with_half_a_character_is_a_protocol_error(text: str) -> None:
+    """Nothing that is stored or served could be written as UTF-8."""
+    with pytest.raises(BlockfleetError) as caught:
+        protocol.decode_answer(b'{"id":1,"result":["%s"]}\n' % text.encode())
+    assert caught.value.code is Isdsc.PROTOCOL_ERROR
+
+
+def test_answer_with_a_whole_character_in_two_halves_is_read() -> None:
+    assert protocol.decode_answer(b'{"id":1,"result":"\\ud83d\\ude00"}\n').result == "\U0001f600"
 
 
 @given(st.binary(max_size=200))

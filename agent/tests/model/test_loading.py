@@ -77,6 +77,22 @@ CASES = {
     ),
     "user-missing": (target(chap={"secret": SECRET}), Isdsc.MISSING_PARAMETER, "targets[0].chap.user", ["missing"]),
     "user-empty": (chap(user=""), Isdsc.INVALID_CHAP_USER_NAME, "targets[0].chap.user", []),
+    "user-too-long-in-bytes": (chap(user="ü" * 128), Isdsc.INVALID_CHAP_USER_NAME, "targets[0].chap.user", ["255"]),
+    "user-not-printable": (chap(user="a\nb"), Isdsc.INVALID_CHAP_USER_NAME, "targets[0].chap.user", ["printable"]),
+    "mutual-user-not-printable": (
+        chap(mutual_user="\0", mutual_secret="another-secret-1"),
+        Isdsc.INVALID_CHAP_USER_NAME,
+        "targets[0].chap.mutual_user",
+        ["printable"],
+    ),
+    "secret-with-half-a-character": (
+        chap(secret=SECRET + "\ud800"),
+        BAD_SECRET,
+        "targets[0].chap.secret",
+        ["UTF-8"],
+    ),
+    "alias-not-printable": ({"initiator": {"alias": "a\nb"}}, INVALID, "initiator.alias", ["printable"]),
+    "alias-too-long-in-bytes": ({"initiator": {"alias": "ü" * 128}}, INVALID, "initiator.alias", ["255"]),
     "mutual-user-alone": (
         chap(mutual_user="t"),
         BAD_SECRET,

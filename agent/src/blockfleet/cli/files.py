@@ -75,7 +75,10 @@ def _read(path: Path) -> str:
 
 
 def _bound(path: Path, text: str) -> None:
-    """Refuse depth and aliases before anything is built: both make a small text a large object."""
+    """Refuse depth, aliases and tags before anything is built.
+
+    Depth and aliases make a small text a large object, and a tag may ask for what its value is not.
+    """
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -87,6 +90,8 @@ def _bound(path: Path, text: str) -> None:
             raise _invalid(path, f"line {line}: deeper than {MAXIMUM_DEPTH} levels")
         if isinstance(event, yaml.AliasEvent):
             raise _invalid(path, f"line {line}: aliases (*name) are not taken; write it out")
+        if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
+            raise _invalid(path, f"line {line}: tags (!!name) are not taken; write the plain value")
 
 
 def _sentence(error: yaml.MarkedYAMLError) -> str:

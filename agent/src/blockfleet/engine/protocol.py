@@ -12,6 +12,7 @@ no answer has a field for one.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -45,6 +46,9 @@ MAXIMUM_ID = 2**53 - 1
 
 WHOLE_CONNECTION = 0
 """The id of the handshake and of an error that ends the connection; calls have ids from 1."""
+
+_HALF_A_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
+"""What a character beyond 16 bits is escaped as twice; JSON allows one alone, which is no text."""
 
 HELLO = "hello"
 EVENTS = "events"
@@ -282,6 +286,11 @@ def _decode_object(line: bytes, what: str) -> dict[str, Any]:
         raise _protocol_error(f"a line is not a JSON {what}") from None
     if not isinstance(fields, dict):
         raise _protocol_error(f"a line is not a JSON object with a {what}")
+    if _HALF_A_CHARACTER.search(line):
+        try:
+            json.dumps(fields, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise _protocol_error("text that UTF-8 cannot write") from None
     return fields
 
 

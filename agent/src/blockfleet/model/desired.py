@@ -35,6 +35,9 @@ MINIMUM_SECRET = 12
 
 MAXIMUM_SECRET = 255
 
+MAXIMUM_SPOKEN = 255
+"""Bytes of a text value that is sent in login (RFC 3720 5.1)."""
+
 SECRET_FIELDS = ("secret", "mutual_secret")
 """Names of the fields that hold secrets, wherever they stand in a document."""
 
@@ -60,6 +63,14 @@ def _identity(value: str) -> str:
     if not _IDENTITY.fullmatch(value):
         raise ValueError(
             "an identity is naa., eui., t10., uuid. or scsi-name. and the designator, as 'volumes' shows it"
+        )
+    return value
+
+
+def _speakable(value: str) -> str:
+    if not value.isprintable() or len(value.encode()) > MAXIMUM_SPOKEN:
+        raise ValueError(
+            f"what is shown to a target has at most {MAXIMUM_SPOKEN} bytes of printable text (RFC 3720 5.1)"
         )
     return value
 
@@ -92,6 +103,8 @@ PortalText = Annotated[str, BeforeValidator(_portal_text)]
 """A portal in its canonical text form; :meth:`Portal.parse` reads it back."""
 VolumeName = Annotated[str, AfterValidator(_volume_name)]
 Identity = Annotated[str, AfterValidator(_identity)]
+Spoken = Annotated[str, AfterValidator(_speakable)]
+"""Text that goes to the target as it is."""
 Number = Annotated[int, BeforeValidator(_number)]
 """An integer; YAML's yes and no are none."""
 
@@ -142,9 +155,9 @@ class Chap(_Part):
     host.  ``mutual_user`` is the name the target must show; ``None`` accepts any.
     """
 
-    user: str = Field(min_length=1, max_length=255)
+    user: Spoken = Field(min_length=1, max_length=255)
     secret: SecretStr
-    mutual_user: str | None = Field(default=None, min_length=1, max_length=255)
+    mutual_user: Spoken | None = Field(default=None, min_length=1, max_length=255)
     mutual_secret: SecretStr | None = None
     algorithms: tuple[ChapAlgorithm, ...] = Field(default=tuple(ChapAlgorithm), min_length=1)
     allow_weak_secret: bool = False
@@ -152,7 +165,11 @@ class Chap(_Part):
     @field_validator("secret", "mutual_secret")
     @classmethod
     def _length_cap(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not 1 <= len(value.get_secret_value().encode()) <= MAXIMUM_SECRET:
+        try:
+            length = 1 if value is None else len(value.get_secret_value().encode())
+        except UnicodeEncodeError:
+            raise _refuse("chap_secret", "a CHAP secret is text that UTF-8 can write") from None
+        if not 1 <= length <= MAXIMUM_SECRET:
             raise _refuse("chap_secret", f"a CHAP secret has 1 to {MAXIMUM_SECRET} bytes")
         return value
 
@@ -302,7 +319,7 @@ class Initiator(_Part):
     """Who this host is."""
 
     name: TargetName | None = None
-    alias: str | None = Field(default=None, max_length=255)
+    alias: Spoken | None = Field(default=None, max_length=255)
 
 
 class Document(_Part):
