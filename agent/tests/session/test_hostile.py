@@ -8,6 +8,7 @@ from tests.session.scripted_target import LUN, RESERVED, Make, ScriptedTarget, h
 
 from blockfleet.iscsi.constants import TaskFunction
 from blockfleet.iscsi.events import LossKind
+from blockfleet.iscsi.session import Patience
 from blockfleet.scsi.command import Outcome
 
 NOP_IN, RESPONSE, DATA_IN, LOGOUT_RESPONSE, R2T = 0x20, 0x21, 0x25, 0x26, 0x31
@@ -93,3 +94,17 @@ def test_dat_17_data_are_not_asked_for_over_and_over(make: Make) -> None:
         target.r2t(write, asked, 0, 65536)
         asked += 1
     assert target.done[0].outcome is Outcome.UNKNOWN
+
+
+def test_ctl_21_waiting_for_the_answer_to_a_logout_is_no_busy_loop(make: Make) -> None:
+    """No ping is sent any more, so no deadline may ask for one."""
+    target = make(patience=Patience(noop_interval=1.0, noop_timeout=1.0, logout=4.0))
+    target.session.logout(target.now)
+    for _ in range(20):
+        target.now = target.session.next_deadline()
+        target.session.advance(target.now)
+        if events := target.events():
+            break
+        assert target.session.next_deadline() > target.now
+    assert [event.kind for event in events] == [LossKind.LOGOUT]
+    assert 104.0 <= target.now <= 105.0
