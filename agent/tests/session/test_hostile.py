@@ -7,7 +7,7 @@ import pytest
 from tests.session.scripted_target import LUN, RESERVED, Make, ScriptedTarget, header
 
 from blockfleet.iscsi.constants import TaskFunction
-from blockfleet.iscsi.events import LossKind
+from blockfleet.iscsi.events import LoggedOut, LossKind
 from blockfleet.iscsi.session import Patience
 from blockfleet.scsi.command import Outcome
 
@@ -108,3 +108,19 @@ def test_ctl_21_waiting_for_the_answer_to_a_logout_is_no_busy_loop(make: Make) -
         assert target.session.next_deadline() > target.now
     assert [event.kind for event in events] == [LossKind.LOGOUT]
     assert 104.0 <= target.now <= 105.0
+
+
+def test_ctl_19_a_session_whose_last_connection_is_logged_out_is_over(target: ScriptedTarget) -> None:
+    """It may become the last one while it waits for its tasks: the target knows no session without connections."""
+    command = target.execute(b"\0", timeout=0)
+    (request,) = target.take()
+    target.session.remove_connection(target.connection.cid, target.now)
+    late = target.execute(b"\0", timeout=0)
+    target.accept(request)
+    target.respond(request)
+    target.at(1.0)
+    (logout,) = target.take()
+    target.give(header(LOGOUT_RESPONSE, itt=logout.itt, **target.numbers()))
+    assert [type(event) for event in target.events()] == [LoggedOut]
+    assert (command.outcome, late.outcome) == (Outcome.COMPLETE, Outcome.REFUSED)
+    assert target.session.over

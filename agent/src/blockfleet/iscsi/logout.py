@@ -53,12 +53,18 @@ def answered(connection: Connection, request: LogoutRequest, pdu: LogoutResponse
             (None, None) if code == LogoutResponseCode.CID_NOT_FOUND else (pdu.time2wait, pdu.time2retain)
         )
         connection.lose(LossKind.LOGOUT, f"logout answered with {code}", wait, retain)
-    elif request.reason is LogoutReason.CLOSE_SESSION:
+    elif request.reason is LogoutReason.CLOSE_SESSION or _is_last(session, connection):
         session.closed(connection)
     elif connection.stop(ConnectionEvent.LOGGED_OUT):
         session.forget_connection(connection)
         session.recovery.terminated(connection)
         session.events.append(ConnectionClosed(connection.cid))
+
+
+def _is_last(session: Session, connection: Connection) -> bool:
+    """Whether the target has no session any more once it has closed this connection (RFC 3720 10.14.1)."""
+    others = (one for one in session.connections.values() if one is not connection)
+    return not session.recovery.holds and not any(one.takes_data for one in others)
 
 
 def unanswered(session: Session, request: LogoutRequest, why: str) -> None:

@@ -243,9 +243,9 @@ class ConnectionSet:
 
     def leave(self, cid: int, within: float) -> bool:
         """Log out one connection that the target wants closed; False where it is the only one."""
-        others = [one for one in self._session.connections.values() if one.takes_requests and one.cid != cid]
+        staying = [one for one in self._session.connections.values() if one.takes_requests and not one.leave_by]
         slot = self._slot(cid)
-        if slot is None or not others:
+        if slot is None or not any(one.cid != cid for one in staying):
             return False
         slot.phase = ConnectionPhase.LEAVING
         self._session.remove_connection(cid, self._driver.now(), within)

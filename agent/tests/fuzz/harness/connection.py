@@ -15,6 +15,7 @@ from tests.fuzz.harness.base import Harness
 from tests.fuzz.harness.hostile import HALF, LUN, MASK, Scene
 from tests.fuzz.source import Source
 
+from blockfleet.balance.policy import LoadBalancePolicy
 from blockfleet.iscsi.constants import TaskFunction
 from blockfleet.iscsi.parameters import SessionOffer
 from blockfleet.iscsi.session import Patience
@@ -23,6 +24,7 @@ _SIZES = (512, 1, 4096, 3, 8192, 20000, 511)
 _CHUNKS = (1 << 20, 1 << 20, 1 << 20, 1, 7, 48, 52, 1460)
 _DELTAS = (0, 0, 0, 0, 1, MASK, 2, HALF, HALF - 1, HALF + 1, 0xFFFF)
 _SECONDS = (0.1, 0.6, 3.0, 6.0, 11.0, 31.0)
+_POLICIES = tuple(LoadBalancePolicy)
 _FUNCTIONS = tuple(TaskFunction)[:6]
 MAXIMUM_STEPS = 300
 LONGEST = 1 << 15
@@ -43,6 +45,7 @@ def _scene(source: Source) -> Scene:
         "FirstBurstLength": "512",
         "ErrorRecoveryLevel": str(level),
         "MaxOutstandingR2T": "1",
+        "MaxConnections": "4",
     }
     return Scene(
         keys,
@@ -51,11 +54,11 @@ def _scene(source: Source) -> Scene:
             data_digest=("CRC32C", "None"),
             max_recv_data_segment_length=source.choose((16384, 8192, 512, 262144)),
             error_recovery_level=level,
+            max_connections=4,
         ),
         patience=Patience(noop_interval=5.0 if bits & 64 else 0.0, target_reset=bool(bits & 128)),
         window=source.choose((32, 1, 0, 2, 1000, HALF - 1)),
-        header_digest=header_digest,
-        data_digest=data_digest,
+        digests=(header_digest, data_digest),
     )
 
 
@@ -102,8 +105,24 @@ class Program:
         elif kind < 215:
             self.scene.drop()
         else:
-            self.scene.connection.pause(bool(kind & 1))
+            self.scene.link.connection.pause(bool(kind & 1))
             self.scene.check()
+
+    def connect(self) -> None:
+        """Come and go with connections, and turn to another one."""
+        scene, kind = self.scene, self.source.number()
+        if kind < 100:
+            scene.link = scene.links[kind % len(scene.links)]
+        elif kind < 160:
+            scene.join(scene.wanted if scene.wanted is not None and kind & 1 else kind & 3)
+        elif kind < 190:
+            scene.drop()
+        elif kind < 210:
+            scene.session.remove_connection(scene.link.connection.cid, scene.now, float(kind & 3))
+            scene.check()
+        else:
+            scene.session.set_policy(_POLICIES[kind % len(_POLICIES)])
+            scene.check()
 
     # -- the target
 
@@ -167,7 +186,7 @@ class Program:
         size = 512 if task is None or task.command.data_out is None else len(task.command.data_out)
         odd = self.source.number()
         offset = self.source.choose((0, 512, 1024, size // 2, size))
-        length = min(size - offset, self.scene.connection.negotiated.max_burst_length) if odd < 200 else odd * 997
+        length = min(size - offset, self.scene.negotiated.max_burst_length) if odd < 200 else odd * 997
         if odd & 0x3F == 0x3F:
             sn += self.source.choose(_DELTAS)
         ttt = wire.NONE_TAG if odd == 201 else odd
@@ -204,9 +223,8 @@ class Program:
     def flood(self) -> None:
         """Send the same ping many times."""
         for _ in range(self.source.number()):
-            self.scene.give(
-                wire.header(wire.NOP_IN, 0x80, itt=wire.NONE_TAG, ttt=7, **self.scene.numbers(advance=False))
-            )
+            numbers = self.scene.numbers(advance=False)
+            self.scene.give(wire.header(wire.NOP_IN, 0x80, itt=wire.NONE_TAG, ttt=7, **numbers))
 
     def task_response(self) -> None:
         tag = self._tag((wire.TASK_REQUEST,))
@@ -269,6 +287,8 @@ _STEPS: tuple[Callable[[Program], None], ...] = (
     Program.any_pdu,
     Program.raw,
     Program.flood,
+    Program.connect,
+    Program.connect,
 )
 
 

@@ -7,21 +7,36 @@ both drive it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.fuzz.harness import wire
 
 from blockfleet.iscsi.connection import Connection
 from blockfleet.iscsi.constants import TaskFunction
-from blockfleet.iscsi.events import ConnectionLost, Event, LoggedOut, LoginFailed
+from blockfleet.iscsi.events import (
+    ConnectionClosed,
+    ConnectionDropped,
+    ConnectionLost,
+    LoggedOut,
+    LoginFailed,
+    ReinstatementWanted,
+)
 from blockfleet.iscsi.login import LoginMachine, LoginParameters
-from blockfleet.iscsi.parameters import SessionOffer
+from blockfleet.iscsi.parameters import Negotiated, SessionOffer
 from blockfleet.iscsi.session import Patience, Session
 from blockfleet.scsi.command import Outcome, ScsiCommand
 
 LUN = 5 << 48
-FIRST_CMD_SN = 0xFFFFFFF0
-"""Just before the wrap."""
 MAXIMUM_PIECES = 256
 """Pieces that one PDU is sent in."""
+MAXIMUM_LINKS = 6
+"""Connections of one scene, those that are over counted."""
+MAXIMUM_STUCK = 50
+"""Times that time may stand still: each has to bring something about."""
+LONGEST_RECOVERY = 140_000.0
+"""Seconds: more than Time2Wait and Time2Retain together can be, which have 16 bits each."""
+FIRST_CMD_SN = 0xFFFFFFF0
+"""Just before the wrap."""
 MASK, HALF = 0xFFFFFFFF, 1 << 31
 
 
@@ -54,8 +69,21 @@ class Issued:
         assert command.outcome is not Outcome.PENDING
 
 
+class Link:
+    """One connection of a scene, and what its target has to remember."""
+
+    def __init__(self, connection: Connection, header_digest: bool, data_digest: bool, stat_sn: int) -> None:
+        self.connection = connection
+        self.header_digest = header_digest
+        self.data_digest = data_digest
+        self.stat_sn = stat_sn
+        self.acknowledged = stat_sn
+        self.over = False
+        self.limit = 8192
+
+
 class Scene:
-    """A session that is logged in with ``keys`` as the target's answers."""
+    """A session that is logged in with ``keys`` as the target's answers; ``link`` is where the next PDU goes."""
 
     def __init__(
         self,
@@ -64,106 +92,123 @@ class Scene:
         offer: SessionOffer,
         patience: Patience,
         window: int,
-        header_digest: bool,
-        data_digest: bool,
+        digests: tuple[bool, bool],
     ) -> None:
         self.now = 100.0
         self.window = window
-        self.header_digest, self.data_digest = header_digest, data_digest
-        self.stat_sn = 0xFFFFFFFA
-        self.exp_cmd_sn = FIRST_CMD_SN
+        self.exp_cmd_sn = self.next_cmd_sn = FIRST_CMD_SN
         self.wild = False
         """Whether bytes were sent of which nobody knows what they look like."""
         self.told_windows = {FIRST_CMD_SN + window - 1 & MASK}
         self.issued: list[Issued] = []
         self.sent: dict[int, wire.Sent] = {}
         """The last commands and requests by their task tag."""
-        self.acknowledged = 0
-        self.next_cmd_sn = FIRST_CMD_SN
-        self.endings: list[Event] = []
+        self.over = False
+        self.wanted: int | None = None
+        """The CID that is to be logged in anew."""
         self.answered: list[object] = []
         self.asked = 0
         self.session = Session(patience, self.now, FIRST_CMD_SN)
-        machine = LoginMachine(
-            LoginParameters(
-                initiator_name="iqn.2026-11.com.example:host",
-                target_name="iqn.2026-11.com.example:disk",
-                isid=bytes.fromhex("80aabbcc0001"),
-                cid=1,
-                cmd_sn=FIRST_CMD_SN,
-                offer=offer,
-            ),
-            lambda count: bytes(range(count)),
+        self._offer = offer
+        self._digests = digests
+        self._parameters = LoginParameters(
+            initiator_name="iqn.2026-11.com.example:host",
+            target_name="iqn.2026-11.com.example:disk",
+            isid=bytes.fromhex("80aabbcc0001"),
+            cid=1,
+            cmd_sn=FIRST_CMD_SN,
+            offer=offer,
         )
-        self.connection = Connection(self.session, 1, machine, self._wake, self.now + 10)
-        self.session.add_connection(self.connection)
-        self._log_in(keys)
-        self.limit = self.connection.negotiated.target_max_recv_data_segment_length
+        self.links: list[Link] = []
+        self.link = self._log_in(self._parameters, keys)
+        assert self.session.live is self.link.connection, self.session.events
+        self.session.events.clear()
+        self._connection_keys = {key: value for key, value in keys.items() if key in _OF_A_CONNECTION}
 
-    def _wake(self) -> None:
-        """Output is taken after every step."""
+    @property
+    def negotiated(self) -> Negotiated:
+        """What the connection runs on that the next PDU goes to."""
+        return self.link.connection.negotiated
 
-    def _log_in(self, keys: dict[str, str]) -> None:
-        self.connection.connecting()
-        self.connection.connected(self.now)
+    def join(self, cid: int) -> None:
+        """Log another connection in, or one anew; where that is not possible nothing happens."""
+        if self.over or cid in self.session.connections or len(self.links) > MAXIMUM_LINKS:
+            return
+        parameters = replace(
+            self._parameters,
+            cid=cid,
+            cmd_sn=self.session.cmd_sn,
+            leading=False,
+            tsih=self.session.tsih,
+            session=self.links[0].connection.negotiated,
+        )
+        self.wanted = None
+        self.link = self._log_in(parameters, self._connection_keys)
+        self.check()
+
+    def _log_in(self, parameters: LoginParameters, keys: dict[str, str]) -> Link:
+        machine = LoginMachine(parameters, lambda count: bytes(range(count)))
+        connection = Connection(self.session, parameters.cid, machine, _wake, self.now + 10)
+        self.session.add_connection(connection)
+        link = Link(connection, False, False, 0xFFFFFFFA)
+        self.links.append(link)
+        connection.connecting()
+        connection.connected(self.now)
         answers = "".join(f"{key}={value}\0" for key, value in keys.items()).encode()
         for flags, tsih, text in ((0x81, 0, b"AuthMethod=None\0TargetPortalGroupTag=3\0"), (0x87, 0x77, answers)):
-            request = b"".join(bytes(part) for part in self.connection.take_output())
-            bhs = wire.header(wire.LOGIN_RESPONSE, flags, statsn=self.stat_sn, **self._window())
+            request = b"".join(bytes(part) for part in connection.take_output())
+            bhs = wire.header(wire.LOGIN_RESPONSE, flags, statsn=link.stat_sn, **self._window())
+            self.told_windows.add(self._window()["maxcmdsn"])
             bhs[8:14] = request[8:14]
             bhs[14:16] = tsih.to_bytes(2, "big")
             bhs[16:20] = request[16:20]
-            self.stat_sn = self.stat_sn + 1 & MASK
-            self._feed(bytes(wire.frame(bhs, text, False, False)), 1 << 20)
-        assert self.session.live is self.connection, self.session.events
-        self.acknowledged = self.stat_sn
-        self.session.events.clear()
+            link.stat_sn = link.acknowledged = link.stat_sn + 1 & MASK
+            self._feed(link, bytes(wire.frame(bhs, text, False, False)), 1 << 20)
+        link.header_digest, link.data_digest = self._digests
+        link.limit = connection.negotiated.target_max_recv_data_segment_length
+        return link
 
     def _window(self) -> dict[str, int]:
         return {"expcmdsn": self.exp_cmd_sn, "maxcmdsn": self.exp_cmd_sn + self.window - 1 & MASK}
-
-    @property
-    def alive(self) -> bool:
-        """Whether the connection is neither lost nor logged out."""
-        return not self.endings
 
     # -- the target's side
 
     def numbers(self, *, advance: bool = True) -> dict[str, int]:
         """Return StatSN, ExpCmdSN and MaxCmdSN as a target in its right mind has them for its next PDU."""
-        stat_sn = self.stat_sn
+        stat_sn = self.link.stat_sn
         if advance:
-            self.stat_sn = stat_sn + 1 & MASK
+            self.link.stat_sn = stat_sn + 1 & MASK
         return {"statsn": stat_sn, **self._window()}
 
     def give(self, bhs: bytearray, data: bytes = b"", *, chunk: int = 1 << 20, flip: int | None = None) -> None:
         """Send one PDU; ``flip`` is a bit to be sent wrong."""
+        link = self.link
         self.told_windows.add(int.from_bytes(bhs[32:36], "big"))
-        stream = wire.frame(bhs, data, self.header_digest, self.data_digest)
+        stream = wire.frame(bhs, data, link.header_digest, link.data_digest)
         if flip is not None:
             at = flip % (8 * len(stream))
             stream[at // 8] ^= 1 << at % 8
         # A length that is wrong makes payload look like headers.
-        self.wild = self.wild or bool(bhs[4]) or (flip is not None and not self.header_digest)
-        self._feed(bytes(stream), chunk)
+        self.wild = self.wild or bool(bhs[4]) or (flip is not None and not link.header_digest)
+        self._feed(link, bytes(stream), chunk)
         self.check()
 
     def feed(self, stream: bytes, chunk: int) -> None:
         """Send raw bytes in pieces, then look at what came of them."""
         self.wild = True
-        self._feed(stream, chunk)
+        self._feed(self.link, stream, chunk)
         self.check()
 
-    def _feed(self, stream: bytes, chunk: int) -> None:
+    def _feed(self, link: Link, stream: bytes, chunk: int) -> None:
         chunk = max(chunk, len(stream) // MAXIMUM_PIECES)
         at = 0
         while at < len(stream):
-            buffer = self.connection.get_buffer(-1)
+            buffer = link.connection.get_buffer(-1)
             count = min(len(buffer), chunk, len(stream) - at)
             assert count, "an empty buffer to receive into"
             buffer[:count] = stream[at : at + count]
             at += count
-            self.connection.received(count, self.now)
+            link.connection.received(count, self.now)
 
     # -- the user's side
 
@@ -196,22 +241,20 @@ class Scene:
     def pass_time(self, seconds: float) -> None:
         """Move the clock through every deadline."""
         until = self.now + seconds
-        for _ in range(10_000):
-            due = self.session.next_deadline()
-            if due > until:
-                break
+        stuck = 0
+        while (due := self.session.next_deadline()) <= until:
+            stuck = stuck + 1 if due <= self.now else 0
+            assert stuck < MAXIMUM_STUCK, "a deadline that stays in the past"
             self.now = max(due, self.now)
             self.session.advance(self.now)
             self.check()
-        else:
-            raise AssertionError("deadlines that never end")
         self.now = until
         self.session.advance(until)
         self.check()
 
     def drop(self) -> None:
-        """Lose the transport."""
-        self.connection.closed("reset by the test")
+        """Lose the transport of one connection."""
+        self.link.connection.closed("reset by the test")
         self.check()
 
     # -- what must hold
@@ -221,11 +264,13 @@ class Scene:
         self._check_events()
         self._check_output()
         session = self.session
-        carried = sum(connection.in_flight for connection in session.connections.values())
-        assert carried == len(session.tasks), "in_flight and the tasks differ"
+        for link in self.links:
+            carried = sum(task.connection is link.connection for task in session.tasks.values())
+            assert link.connection.in_flight == carried, "in_flight and the tasks differ"
         open_commands = sum(not issued.ends for issued in self.issued)
         assert open_commands == len(session.tasks) + len(session.pending), "a command is lost or kept"
-        assert len(session.control) <= self.asked + len(self.issued) + 8, "requests pile up"
+        allowed = self.asked + 2 * len(self.issued) + 8 * len(self.links) + 8
+        assert len(session.control) <= allowed, "requests pile up"
         assert len(self.answered) <= self.asked, "a request was answered twice"
         assert self.wild or session.max_cmd_sn in self.told_windows, "a window that nobody told"
 
@@ -233,56 +278,74 @@ class Scene:
         events = self.session.events
         while events:
             event = events.popleft()
-            if isinstance(event, ConnectionLost | LoggedOut | LoginFailed):
-                self.endings.append(event)
-        assert len(self.endings) <= 1, "a connection that ended twice"
+            if isinstance(event, LoginFailed | ConnectionDropped | ConnectionClosed):
+                for link in self.links:
+                    link.over = link.over or link.connection.cid == event.cid
+            elif isinstance(event, ReinstatementWanted):
+                self.wanted = event.cid
+            elif isinstance(event, ConnectionLost | LoggedOut):
+                assert not self.over, "a session that ended twice"
+                self.over = True
+        assert self.over == self.session.over
+        for link in self.links:
+            link.over = link.over or self.over
 
     def _check_output(self) -> None:
-        segments = self.connection.take_output()
-        if not self.alive:
-            assert not segments, "output after the end"
+        newest = self.next_cmd_sn
+        for link in self.links:
+            segments = link.connection.take_output()
+            assert not segments or not link.over, "output after the end"
+            stream = b"".join(bytes(segment) for segment in segments)
+            for pdu in wire.split(stream, link.header_digest, link.data_digest):
+                self._check_pdu(link, pdu)
+                if not pdu.immediate and pdu.opcode in _NUMBERED and not after(newest, pdu.cmdsn):
+                    newest = pdu.cmdsn + 1 & MASK
+        # A number that was used before may be far behind a window that has moved.
+        if newest != self.next_cmd_sn:
+            assert (self.session.max_cmd_sn - newest + 1 & MASK) < HALF, "CmdSN beyond MaxCmdSN"
+            assert newest == self.session.cmd_sn
+            self.next_cmd_sn = newest
+        if self.over:
             assert not self.session.tasks
             assert not self.session.pending
-            return
-        stream = b"".join(bytes(segment) for segment in segments)
-        for pdu in wire.split(stream, self.header_digest, self.data_digest):
-            self._check_pdu(pdu)
+            assert not self.session.control
 
-    def _check_pdu(self, pdu: wire.Sent) -> None:
+    def _check_pdu(self, link: Link, pdu: wire.Sent) -> None:
         assert pdu.opcode in _REQUESTS, f"opcode {pdu.opcode:#x} is no initiator's"
-        assert len(pdu.data) <= self.limit, "a data segment over the target's limit"
-        assert not after(self.acknowledged, pdu.expstatsn), "ExpStatSN went back"
-        self.acknowledged = pdu.expstatsn
+        assert len(pdu.data) <= link.limit, "a data segment over the target's limit"
+        if pdu.opcode != wire.LOGOUT or pdu.bhs[1] & 0x7F != wire.FOR_RECOVERY:
+            assert not after(link.acknowledged, pdu.expstatsn), "ExpStatSN went back"
+            link.acknowledged = pdu.expstatsn
         if pdu.opcode == wire.DATA_OUT:
-            command = self.sent[pdu.itt]
-            written = self._written(command)
+            written = self._written(self.sent[pdu.itt])
             assert written[pdu.offset : pdu.offset + len(pdu.data)] == pdu.data, (
                 "other data than were to be written"
             )
             return
-        if pdu.itt != wire.NONE_TAG:
+        if pdu.opcode != wire.SNACK and pdu.itt != wire.NONE_TAG:
             self.sent[pdu.itt] = pdu
-        if not pdu.immediate and not after(self.next_cmd_sn, pdu.cmdsn):
-            assert pdu.cmdsn == self.next_cmd_sn, "a CmdSN was left out"
-            assert (self.session.max_cmd_sn - pdu.cmdsn & MASK) < HALF, "CmdSN beyond MaxCmdSN"
-            self.next_cmd_sn = pdu.cmdsn + 1 & MASK
         if pdu.opcode == wire.COMMAND:
-            written = self._written(pdu)
-            assert written[: len(pdu.data)] == pdu.data
+            assert self._written(pdu)[: len(pdu.data)] == pdu.data
 
     def _written(self, command: wire.Sent) -> bytes:
-        """Return the data of the write whose first four bytes of CDB are its number."""
+        """Return the data of the write whose CDB has its number at byte 2."""
         return self.issued[int.from_bytes(command.bhs[34:38], "big")].written
 
     def finish(self) -> None:
-        """End the scene: whatever still runs must end with the connection."""
-        self.drop()
-        assert not self.alive
+        """End the scene: whatever still runs must end with the session, in the time that recovery has at most."""
+        for link in self.links:
+            link.connection.closed("reset by the test")
+            self.check()
+        for _ in range(3):
+            self.now += LONGEST_RECOVERY
+            self.session.advance(self.now)
+            self.check()
+        assert self.over, "a session without a connection that never ends"
         assert all(issued.ends == 1 for issued in self.issued), "a command never ended"
         assert len(self.answered) == self.asked, "a request was never answered"
-        assert not self.session.control
         assert self.session.next_deadline() == float("inf")
-        self._feed(bytes(200), 48)
+        for link in self.links:
+            self._feed(link, bytes(200), 48)
         self.check()
         refused = self.execute(self.cdb())
         assert refused.command.outcome is Outcome.REFUSED
@@ -292,9 +355,13 @@ class Scene:
         return (b"\x8a\0" + len(self.issued).to_bytes(4, "big")).ljust(length, b"\0")
 
 
-_REQUESTS = frozenset(
-    {wire.NOP_OUT, wire.COMMAND, wire.TASK_REQUEST, wire.TEXT, wire.DATA_OUT, wire.LOGOUT, wire.SNACK}
-)
+_NUMBERED = frozenset({wire.NOP_OUT, wire.COMMAND, wire.TASK_REQUEST, wire.TEXT, wire.LOGOUT})
+_REQUESTS = _NUMBERED | {wire.DATA_OUT, wire.SNACK}
+_OF_A_CONNECTION = ("HeaderDigest", "DataDigest", "MaxRecvDataSegmentLength")
+
+
+def _wake() -> None:
+    """Output is taken after every step."""
 
 
 def _ignore(_data: bytes) -> None:

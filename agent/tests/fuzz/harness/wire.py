@@ -21,6 +21,8 @@ NOP_OUT, COMMAND, TASK_REQUEST, LOGIN, TEXT, DATA_OUT, LOGOUT, SNACK = (
 NOP_IN, RESPONSE, TASK_RESPONSE, LOGIN_RESPONSE, TEXT_RESPONSE, DATA_IN, LOGOUT_RESPONSE = range(0x20, 0x27)
 R2T, ASYNC, REJECT = 0x31, 0x32, 0x3F
 NONE_TAG = 0xFFFFFFFF
+FOR_RECOVERY = 2
+"""Reason of a Logout Request, whose ExpStatSN is that of the connection to be removed (10.14)."""
 
 FIELDS: dict[str, tuple[int, int]] = {
     "lun": (8, 8), "itt": (16, 4), "ttt": (20, 4), "edtl": (20, 4), "cmdsn": (24, 4), "statsn": (24, 4),
