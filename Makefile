@@ -60,6 +60,10 @@ e2e: $(VENV)/.dev ## What needs the lab: systemd containers, Molecule
 bench: $(VENV)/.dev peers ## Side by side against the peers; writes build/bench.json
 	@cd agent && $(BIN)/python -m tests.bench $(BENCH)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.dev ## Every parser of a peer's bytes under the fuzzer; DURATION=3600 seconds in all; FUZZ="--keep nbd" narrows it
+	@cd agent && $(BIN)/python -m tests.fuzz --duration $(or $(DURATION),3600) $(FUZZ)
+
 .PHONY: clean
 clean: ## Remove what the other commands made
 	rm -rf build $(VENV) .ansible agent/src/*.egg-info

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """``make fuzz``: every harness for a while, then a table.
 
-Exits with 1 where there was a finding and with 2 where nothing could be run.
+Exits with 1 where there was a finding: an exception, an input that hangs, memory without bound or that grows; and
+with 2 where nothing could be run.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.fuzz.harness import HARNESSES
+from tests.fuzz.harness.base import Harness
 from tests.fuzz.run import AVAILABLE, OUTPUT, Report, fuzz, keep
 
-SECONDS = 720
-"""Of each harness: ten of them, two at a time, make an hour."""
+DURATION = 3600
+"""Seconds for all harnesses together."""
 
 
 def _say(text: str) -> None:
@@ -23,20 +25,28 @@ def _say(text: str) -> None:
 
 def table(reports: list[Report]) -> str:
     """Return the table of a number of runs."""
-    lines = [f"{'harness':<12} {'inputs':>10} {'per s':>7} {'coverage':>8} {'corpus':>6} {'MiB':>5}  result"]
+    head = f"{'harness':<12} {'inputs':>9} {'per s':>6} {'coverage':>8} {'corpus':>6}"
+    lines = [f"{head} {'peak MiB':>8} {'growth':>6} {'blocks':>7}  result"]
     for one in reports:
         result = f"{one.fault} (see {one.log})" if one.fault else "ok"
         lines.append(
-            f"{one.name:<12} {one.executions:>10} {one.rate:>7.0f} {one.coverage:>8} {one.kept:>6} {one.peak:>5}"
-            f"  {result}"
+            f"{one.name:<12} {one.executions:>9} {one.rate:>6.0f} {one.coverage:>8} {one.kept:>6}"
+            f" {one.peak:>8} {one.growth:>6.1f} {one.blocks:>7}  {result}"
         )
     return "\n".join(lines)
+
+
+def shares(chosen: list[Harness], duration: int, jobs: int) -> list[tuple[Harness, int]]:
+    """Split the time by weight, the longest first, so that as many as run at a time end together."""
+    total = max(sum(harness.weight for harness in chosen), jobs * max(harness.weight for harness in chosen))
+    ordered = sorted(chosen, key=lambda harness: -harness.weight)
+    return [(harness, max(1, duration * jobs * harness.weight // total)) for harness in ordered]
 
 
 def main() -> int:
     """Run what the arguments name; return the exit status."""
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
-    parser.add_argument("--seconds", type=int, default=SECONDS, help="for each harness (%(default)s)")
+    parser.add_argument("--duration", type=int, default=DURATION, help="seconds for all together (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="harnesses at a time (%(default)s)")
     parser.add_argument("--keep", action="store_true", help="add what was found to the corpus in the repository")
     parser.add_argument("names", nargs="*", metavar="HARNESS", help=f"some of: {', '.join(HARNESSES)}")
@@ -49,7 +59,8 @@ def main() -> int:
         return 2
     chosen = [HARNESSES[name] for name in arguments.names or HARNESSES]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        reports = list(pool.map(lambda harness: fuzz(harness, arguments.seconds), chosen))
+        split = shares(chosen, arguments.duration, arguments.jobs)
+        reports = list(pool.map(lambda share: fuzz(*share), split))
     _say(table(reports))
     if arguments.keep:
         for harness in chosen:

@@ -1,24 +1,32 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run one harness under the coverage-guided fuzzer: ``python -m tests.fuzz.one NAME [option of libFuzzer ...]``.
 
-An exception, a hang, too much memory and growth without end are findings; each leaves its input behind.
+An exception, a hang, too much memory and growth without end are findings; each leaves its input behind.  What is
+alive between inputs is written to standard error as it is looked at, one line of ``ALIVE`` each time.
 """
 
 from __future__ import annotations
 
 import gc
+import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import atheris
 
+ALIVE = "alive:"
+PAGE = os.sysconf("SC_PAGE_SIZE")
 FIRST_LOOK = 20.0
 """Seconds until the caches of the interpreter and the libraries are taken for full."""
 BETWEEN_LOOKS = 5.0
 MAXIMUM_GROWTH = 300_000
 """Blocks of memory above the first look: no input keeps anything, so only a leak reaches this."""
-LOOK_EVERY = 256
+MAXIMUM_RSS_GROWTH = 64
+"""MiB above the first look: room for the inputs that the fuzzer itself keeps."""
+LOOK_EVERY = 64
 """Inputs between two looks at the clock."""
 
 
@@ -27,12 +35,12 @@ class GrowthError(Exception):
 
 
 class Growth:
-    """Watches how many blocks of memory live between inputs."""
+    """Watches how many blocks of memory live between inputs, and how large the process is."""
 
     def __init__(self) -> None:
         self._inputs = 0
         self._next = time.monotonic() + FIRST_LOOK
-        self._first = 0
+        self._first: tuple[int, float] | None = None
 
     def look(self) -> None:
         """Count after one more input; raises :class:`GrowthError`."""
@@ -40,11 +48,19 @@ class Growth:
         if self._inputs % LOOK_EVERY or time.monotonic() < self._next:
             return
         gc.collect()
-        blocks = sys.getallocatedblocks()
-        self._first = self._first or blocks
+        blocks, size = sys.getallocatedblocks(), resident()
+        self._first = self._first or (blocks, size)
         self._next = time.monotonic() + BETWEEN_LOOKS
-        if blocks > self._first + MAXIMUM_GROWTH:
-            raise GrowthError(f"{blocks} blocks are alive where there were {self._first}")
+        sys.stderr.write(f"{ALIVE} {blocks} blocks, {size:.1f} MiB\n")
+        if blocks > self._first[0] + MAXIMUM_GROWTH:
+            raise GrowthError(f"{blocks} blocks are alive where there were {self._first[0]}")
+        if size > self._first[1] + MAXIMUM_RSS_GROWTH:
+            raise GrowthError(f"the process has {size:.0f} MiB where it had {self._first[1]:.0f}")
+
+
+def resident() -> float:
+    """Return the resident size of this process in MiB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / (1 << 20)
 
 
 def instrumented() -> dict[str, Callable[[bytes], None]]:
@@ -64,7 +80,9 @@ def main() -> None:
         test_one_input(data)
         growth.look()
 
-    atheris.Setup([sys.argv[0], *options], run)
+    # libFuzzer starts itself anew to merge, by the words that it takes for its own name.
+    again = shlex.join([sys.executable, "-m", "tests.fuzz.one", name])
+    atheris.Setup([again, *options], run)
     atheris.Fuzz()
 
 

@@ -35,13 +35,18 @@ _PROGRESS = re.compile(r"^#(\d+)\s.*\bcov: (\d+)", re.MULTILINE)
 _FILES = re.compile(r"\bcorp: (\d+)/")
 _EXECUTED = re.compile(r"stat::number_of_executed_units:\s*(\d+)")
 _PEAK = re.compile(r"stat::peak_rss_mb:\s*(\d+)")
+_ALIVE = re.compile(r"^alive: (\d+) blocks, ([\d.]+) MiB", re.MULTILINE)
 _EXCEPTION = re.compile(r"=== Uncaught Python exception: ===\n(.*)")
 _FAULT = re.compile(r"ERROR: libFuzzer: (.*)|SUMMARY: libFuzzer: (.*)")
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One run: inputs tried, edges of the product that were reached, inputs that were kept, peak memory in MiB."""
+    """One run: inputs tried, edges of the product that were reached, inputs that were kept, memory.
+
+    ``peak`` is the largest resident size in MiB, ``growth`` that of the last look above that of the first in MiB,
+    ``blocks`` the same in blocks that the interpreter has given out.
+    """
 
     name: str
     seconds: float
@@ -49,6 +54,8 @@ class Report:
     coverage: int
     kept: int
     peak: int
+    growth: float
+    blocks: int
     fault: str
     log: Path
 
@@ -92,6 +99,7 @@ def report(name: str, seconds: float, status: int, log: Path) -> Report:
     text = log.read_text(errors="replace")
     progress = _PROGRESS.findall(text)
     executed, peak, files = _EXECUTED.findall(text), _PEAK.findall(text), _FILES.findall(text)
+    looks = [(int(blocks), float(size)) for blocks, size in _ALIVE.findall(text)]
     return Report(
         name,
         seconds,
@@ -99,6 +107,8 @@ def report(name: str, seconds: float, status: int, log: Path) -> Report:
         int(progress[-1][1]) if progress else 0,
         int(files[-1]) if files else 0,
         int(peak[-1]) if peak else 0,
+        looks[-1][1] - looks[0][1] if looks else 0.0,
+        looks[-1][0] - looks[0][0] if looks else 0,
         _fault(status, text),
         log,
     )

@@ -20,8 +20,8 @@ from blockfleet.model import loading, names
 from blockfleet.model.portal import Portal
 from blockfleet.scsi import vpd
 
-SHORT_RUN = 3
-"""Seconds for each harness; all of them, with their start, take less than a minute."""
+SHORT_RUN = 2
+"""Seconds for each harness; all of them, with their start, take less than a minute of CPU."""
 SEED = 1
 """The short run tries the same inputs in the same order: only the code under test changes what it finds."""
 
@@ -86,5 +86,5 @@ def test_the_corpus_finds_a_defect_that_is_put_in(name: str, monkeypatch: pytest
 def test_a_short_run_of_the_fuzzer_finds_nothing(name: str, tmp_path: Path) -> None:
     report = run.fuzz(HARNESSES[name], SHORT_RUN, folder=tmp_path, seed=SEED, input_timeout=60)
     assert not report.fault, f"{report.fault}\n{report.log.read_text(errors='replace')[-3000:]}"
-    assert report.executions > len(run.kept(name))
+    assert report.executions >= len(run.kept(name))
     assert report.coverage > 50

@@ -19,7 +19,7 @@ class Harness:
 
     ``test_one_input`` takes any bytes and returns; an exception, an assertion included, is a finding.
     ``maximum_length`` is the longest input that is tried, in bytes.  ``tokens`` help the fuzzer to words that it
-    would find late: they are its dictionary.
+    would find late: they are its dictionary.  ``weight`` is its share of the time.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Harness:
     test_one_input: Callable[[bytes], None]
     maximum_length: int = 4096
     tokens: tuple[bytes, ...] = ()
+    weight: int = 1
 
 
 def speaks(value: Any) -> bool:

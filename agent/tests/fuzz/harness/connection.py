@@ -297,4 +297,4 @@ def test_one_input(data: bytes) -> None:
     Program(Source(data)).run()
 
 
-HARNESS = Harness("connection", "PDUs in full feature phase", test_one_input, maximum_length=2048)
+HARNESS = Harness("connection", "PDUs in full feature phase", test_one_input, maximum_length=2048, weight=4)

@@ -79,6 +79,8 @@ class Target:
         self.randomness = 0
         self.machine = LoginMachine(self.parameters, self._random, ChallengeMemory())
         self.stat_sn = 0x7FFFFFFE
+        self.proved = False
+        """Whether the target has shown that it knows the mutual secret."""
         self.sent = self.machine.start()
         self.answers = 0
 
@@ -132,8 +134,9 @@ class Target:
         source, last = self.source, self.sent[-1]
         stage = last[1] >> 2 & 3
         kind = source.number()
-        right = self._right_answer(last)
+        right, proof = self._right_answer(last)
         if kind < 0x60:
+            self.proved |= proof
             flags = (stage << 2) | (0x80 | last[1] & 3 if last[1] & 0x80 else 0)
             return flags, right
         flags = stage << 2 | source.choose((0, 0x80 | stage + 1, 0x80 | 3, 0x40, 0xC0))
@@ -142,25 +145,26 @@ class Target:
         if kind < 0x78:
             return flags, source.take(8) * (source.number(2) % 2000)
         words = b"".join(source.choose(_TEXTS) for _ in range(kind & 7))
+        self.proved |= proof and bool(kind & 8)
         return flags, (right + words if kind & 8 else words)
 
-    def _right_answer(self, request: bytes) -> bytes:
-        """Answer as a target that knows both secrets does."""
+    def _right_answer(self, request: bytes) -> tuple[bytes, bool]:
+        """Answer as a target that knows both secrets does, and say whether that proves it."""
         length = int.from_bytes(request[5:8], "big")
         pairs = [pair.split(b"=", 1) for pair in request[48 : 48 + length].split(b"\0") if b"=" in pair]
         keys = {key.decode(): value.decode() for key, value in pairs}
         if "AuthMethod" in keys:
             chosen = "CHAP" if "CHAP" in keys["AuthMethod"] else "None"
-            return b"AuthMethod=%s\0TargetPortalGroupTag=1\0" % chosen.encode()
+            return b"AuthMethod=%s\0TargetPortalGroupTag=1\0" % chosen.encode(), False
         if "CHAP_A" in keys:
             self.algorithm = int(self.source.choose(keys["CHAP_A"].split(",")))
-            return b"CHAP_A=%d\0CHAP_I=9\0CHAP_C=0x%s\0" % (self.algorithm, b"a5" * 20)
+            return b"CHAP_A=%d\0CHAP_I=9\0CHAP_C=0x%s\0" % (self.algorithm, b"a5" * 20), False
         if "CHAP_C" in keys and self.source.number() < 0xE0:
-            secret = self.source.choose((MUTUAL, MUTUAL, SECRET)).encode()
-            digest = hashlib.new(_ALGORITHMS[self.algorithm], bytes([int(keys["CHAP_I"])]) + secret)
+            secret = self.source.choose((MUTUAL, MUTUAL, SECRET))
+            digest = hashlib.new(_ALGORITHMS[self.algorithm], bytes([int(keys["CHAP_I"])]) + secret.encode())
             digest.update(bytes.fromhex(keys["CHAP_C"][2:]))
-            return b"CHAP_N=disk\0CHAP_R=0x%s\0" % digest.hexdigest().encode()
-        return b"".join(self.source.choose(_TEXTS[8:]) for _ in range(self.source.number() & 3))
+            return b"CHAP_N=disk\0CHAP_R=0x%s\0" % digest.hexdigest().encode(), secret == MUTUAL
+        return b"".join(self.source.choose(_TEXTS[8:]) for _ in range(self.source.number() & 3)), False
 
     # -- what must hold
 
@@ -181,6 +185,7 @@ class Target:
         if credentials is not None and not self.parameters.authentication_optional:
             assert result.chap_algorithm in credentials.algorithms, "logged in without authentication"
             assert result.mutual == (credentials.mutual_secret is not None)
+            assert self.proved or not result.mutual, "a target that did not prove itself"
         offer = self.parameters.offer
         assert result.negotiated.header_digest or "None" in offer.header_digest
         assert result.negotiated.data_digest or "None" in offer.data_digest
@@ -191,4 +196,4 @@ def test_one_input(data: bytes) -> None:
     Target(Source(data)).run()
 
 
-HARNESS = Harness("login", "login phase with CHAP", test_one_input, maximum_length=2048, tokens=_TEXTS)
+HARNESS = Harness("login", "login phase with CHAP", test_one_input, maximum_length=2048, tokens=_TEXTS, weight=2)
