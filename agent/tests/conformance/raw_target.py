@@ -291,7 +291,12 @@ class Peer:
         elif pdu.opcode == wire.TASK_REQUEST:
             await self.raw(self.numbered(wire.TASK_RESPONSE, itt=pdu.itt))
         elif pdu.opcode == wire.LOGOUT:
-            await self.raw(self.numbered(wire.LOGOUT_RESPONSE, itt=pdu.itt))
+            await self.log_out(pdu)
+
+    async def log_out(self, request: Pdu, **fields: int) -> None:
+        """Answer a Logout Request and half-close the TCP connection (10.14)."""
+        await self.raw(self.numbered(wire.LOGOUT_RESPONSE, itt=request.itt, **fields))
+        self.writer.write_eof()
 
     async def take_write(self, command: Pdu, burst: int = 65536) -> bytes:
         """Take the data of a write that needs R2Ts, answer GOOD, and return the data."""

@@ -321,7 +321,7 @@ async def test_CTL_23_the_times_of_a_good_logout_mean_nothing_at_level_0(rig: Ri
     rig.background(nexus.relogin())
     logout = await peer.expect(wire.LOGOUT)
     told = now()
-    await peer.raw(peer.numbered(wire.LOGOUT_RESPONSE, itt=logout.itt, time2wait=3, time2retain=10))
+    await peer.log_out(logout, time2wait=3, time2retain=10)
     await rig.target.accept()
     assert rig.target.times[-1] - told < 1.0
 

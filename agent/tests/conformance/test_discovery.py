@@ -39,7 +39,7 @@ async def reply(
 async def leave(peer: Peer) -> Pdu:
     """Take the Logout Request and answer it."""
     logout = await peer.expect(wire.LOGOUT)
-    await peer.raw(peer.numbered(wire.LOGOUT_RESPONSE, itt=logout.itt))
+    await peer.log_out(logout)
     return logout
 
 

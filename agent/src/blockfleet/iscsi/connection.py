@@ -143,8 +143,10 @@ class Connection:
         return self._reader.begun()
 
     def closed(self, detail: str) -> None:
-        """Note that the transport was closed or reset from outside."""
+        """Note that the transport is closed, whoever closed it."""
         self.lose(LossKind.TRANSPORT, detail)
+        if self in self.session.departing:
+            self.session.departed(self)
 
     def take_output(self) -> list[Segment]:
         """Return what is to be sent, in order, and forget it; the views stay valid until their commands end."""

@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from blockfleet.iscsi.constants import LogoutReason, LogoutResponseCode
-from blockfleet.iscsi.events import ConnectionClosed, LossKind
+from blockfleet.iscsi.events import ConnectionClosed, LossKind, QuirkMet
 from blockfleet.iscsi.pdu import LogoutRequest as LogoutPdu
 from blockfleet.iscsi.pdu import LogoutResponse
-from blockfleet.iscsi.states import ConnectionEvent
+from blockfleet.iscsi.states import ConnectionEvent, ConnectionState
 from blockfleet.iscsi.task import LogoutRequest
 
 if TYPE_CHECKING:
@@ -30,6 +30,40 @@ def send(session: Session, via: Connection, reason: LogoutReason, subject: Conne
         exp_stat_sn=subject.exp_stat_sn,
     )
     via.send(pdu.encode())
+
+
+def close_session(session: Session, now: float) -> None:
+    """Log out the session by the connection preferred (RFC 3720 5.3.5)."""
+    last = session.live
+    if last is None:
+        return
+    if session.quirks.connections_leave_first and len(session.connections) > 1:
+        what = "connections are logged out before their session"
+        session.events.append(QuirkMet(last.cid, session.quirks.kind, what))
+        for connection in session.connections.values():
+            if connection is not last and connection.takes_requests:
+                connection.states.on(ConnectionEvent.LOGOUT)
+                send(session, connection, LogoutReason.CLOSE_CONNECTION, connection, now)
+        if _others_leave(session):
+            return
+    _close_with(session, last, now)
+
+
+def _close_with(session: Session, last: Connection, now: float) -> None:
+    last.states.on(ConnectionEvent.LOGOUT)
+    send(session, last, LogoutReason.CLOSE_SESSION, last, now)
+    session.update_lanes()
+
+
+def departed(session: Session, now: float) -> None:
+    """Log out the session once the connections that have to go first are gone."""
+    if session.live is not None and session.quirks.connections_leave_first and not _others_leave(session):
+        _close_with(session, session.live, now)
+
+
+def _others_leave(session: Session) -> bool:
+    leaving = (one.states.state is ConnectionState.IN_LOGOUT for one in session.connections.values())
+    return bool(session.departing) or any(leaving)
 
 
 def remove_when_drained(session: Session, now: float) -> None:
@@ -56,6 +90,7 @@ def answered(connection: Connection, request: LogoutRequest, pdu: LogoutResponse
     elif request.reason is LogoutReason.CLOSE_SESSION or _is_last(session, connection):
         session.closed(connection)
     elif connection.stop(ConnectionEvent.LOGGED_OUT):
+        session.departing.add(connection)
         session.forget_connection(connection)
         session.recovery.terminated(connection)
         session.events.append(ConnectionClosed(connection.cid))

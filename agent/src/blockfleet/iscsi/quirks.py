@@ -31,6 +31,8 @@ class Quirks:
     """Whether a Status SNACK is answered with SCSI Responses, whatever the PDUs were that it asks for (10.16.1)."""
     logout_without_times: bool = False
     """Whether a recovery logout is answered with 0 for Time2Wait and Time2Retain whatever was agreed on (10.15)."""
+    connections_leave_first: bool = False
+    """Whether a session's further connections have to be logged out and closed before the session (10.14.1)."""
 
     @property
     def answers_in_doubt(self) -> bool:
@@ -57,6 +59,9 @@ LIO = Quirks(
     last_data_in_not_nameable=True,
     answers_snack_by_response=True,
     logout_without_times=True,
+    # Where one request ends them all they go at the same time, and it walks their list without a lock
+    # (iscsit_stop_session): its kernel dies of it.
+    connections_leave_first=True,
 )
 
 _BY_ALIAS = {"LIO Target": LIO}

@@ -20,7 +20,6 @@ from blockfleet.iscsi.connection_recovery import ConnectionRecovery
 from blockfleet.iscsi.constants import (
     FINAL_BIT,
     RESERVED_TAG,
-    LogoutReason,
     TaskFunction,
     TaskResponse,
 )
@@ -110,6 +109,8 @@ class Session:
         self._selector: Selector[Connection] = SELECTORS[self._policy]()
         self._lanes: list[Connection] = []
         self._closing = False
+        self.departing: set[Connection] = set()
+        """Connections that are logged out and whose transports are not closed yet."""
         self.over = False
         """Whether it has ended, in good order or not."""
         self.next_scan = now
@@ -462,17 +463,20 @@ class Session:
 
     def logout(self, now: float) -> None:
         """Ask the target to close the session (RFC 3720 10.14); LoggedOut or ConnectionLost follows."""
-        connection = self.live
-        if connection is None or self._closing:
+        if self.live is None or self._closing:
             return
         self._closing = True
         self.update_lanes()
         pending, self.pending = self.pending, deque()
         for task in pending:
             self._end_task(task, Outcome.NOT_SENT, "logging out")
-        logout.send(self, connection, LogoutReason.CLOSE_SESSION, connection, now)
-        connection.states.on(ConnectionEvent.LOGOUT)
-        self.update_lanes()
+        logout.close_session(self, now)
+
+    def departed(self, connection: Connection) -> None:
+        """Note that the transport of a connection that was logged out is closed."""
+        self.departing.discard(connection)
+        if self._closing and not self.over:
+            logout.departed(self, self.now)
 
     def totals(self) -> dict[str, int]:
         """Return all counters by name, those of the connections added up."""

@@ -148,6 +148,7 @@ class ConnectionSet:
         self._leading = leading.connection
         self._slots: list[_Slot] = []
         self._removed: list[_Slot] = []
+        self._closed = False
 
     @property
     def statuses(self) -> tuple[ConnectionStatus, ...]:
@@ -254,6 +255,7 @@ class ConnectionSet:
 
     async def close(self) -> None:
         """Begin no more logins, and leave none half done: the session is over, or is to be logged out."""
+        self._closed = True
         logins = [slot.login for slot in (*self._slots, *self._removed) if slot.login is not None]
         for login in logins:
             login.cancel()
@@ -276,10 +278,12 @@ class ConnectionSet:
             slot.login = asyncio.create_task(self._reinstate(slot, event))
         elif isinstance(event, ConnectionFreed | ConnectionClosed):
             slot.cid = None
-            if slot in self._removed:
+            if self._closed or self._session.over:
+                slot.phase = ConnectionPhase.LEAVING
+            elif slot in self._removed:
                 self._removed.remove(slot)
                 self._fill()
-            elif slot.wanted and not self._session.over:
+            elif slot.wanted:
                 wait = self._time2wait if isinstance(event, ConnectionClosed) else 0.0
                 slot.phase = ConnectionPhase.CONNECTING
                 slot.login = asyncio.create_task(self._add(slot, wait))

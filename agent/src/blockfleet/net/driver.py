@@ -27,7 +27,8 @@ class SessionDriver:
     """Drives one :class:`~blockfleet.iscsi.session.Session`.
 
     ``on_event`` is called for each event that is neither a login's nor the session's end, in order, after the
-    entry point that caused it.  ``over`` is done when the session has ended, after its commands were completed.
+    entry point that caused it.  ``over`` is done when the session has ended, after its commands were completed;
+    after a logout, not before its connections are closed.
     """
 
     def __init__(self, session: Session, on_event: Callable[[Event], None]) -> None:
@@ -40,6 +41,8 @@ class SessionDriver:
         self._timer: asyncio.TimerHandle | None = None
         self._transports: dict[int, SessionTransport] = {}
         self._logins: dict[int, Callable[[Event], None]] = {}
+        self._leaving: set[SessionTransport] = set()
+        self._logged_out: LoggedOut | None = None
 
     def carry(self, cid: int, transport: SessionTransport, on_login: Callable[[Event], None]) -> None:
         """Take the transport of a connection that logs in; ``on_login`` is told what becomes of the login."""
@@ -67,9 +70,14 @@ class SessionDriver:
         if deadline != float("inf"):
             self._timer = self._loop.call_at(deadline, self._tick)
 
+    def gone(self, transport: SessionTransport) -> None:
+        """Note that a transport is closed."""
+        self._leaving.discard(transport)
+        self._settle()
+
     def abort(self) -> None:
         """Reset all connections: nothing that is still unsent here may reach the target any more."""
-        for transport in self._transports.values():
+        for transport in (*self._transports.values(), *self._leaving):
             transport.abort()
         if self._timer is not None:
             self._timer.cancel()
@@ -92,7 +100,7 @@ class SessionDriver:
             if isinstance(event, ConnectionDropped):
                 self._transports.pop(event.cid).abort()
             elif isinstance(event, ConnectionClosed):
-                self._transports.pop(event.cid).close()
+                self._leave(self._transports.pop(event.cid))
             self._on_event(event)
 
     def _ended(self, event: ConnectionLost | LoggedOut) -> None:
@@ -105,13 +113,24 @@ class SessionDriver:
         transports, self._transports = self._transports, {}
         for transport in transports.values():
             if isinstance(event, LoggedOut):
-                transport.close()
+                self._leave(transport)
             else:
                 transport.abort()
         for cid in list(self._logins):
             self._tell_login(cid, event)
-        if not self.over.done():
+        if isinstance(event, LoggedOut):
+            self._logged_out = event
+            self._settle()
+        elif not self.over.done():
             self.over.set_result(event)
+
+    def _leave(self, transport: SessionTransport) -> None:
+        if transport.leave():
+            self._leaving.add(transport)
+
+    def _settle(self) -> None:
+        if self._logged_out is not None and not self._leaving and not self.over.done():
+            self.over.set_result(self._logged_out)
 
     def _tell_login(self, cid: int, event: Event) -> None:
         told = self._logins.pop(cid, None)

@@ -18,6 +18,9 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 SEND_BUFFER_HIGH = 8 * 1024 * 1024
 """Bytes of unsent output from which new commands are held back."""
 
+CLOSING_PATIENCE = 1.0
+"""Seconds after a logout in which a target may close its side first."""
+
 MAXIMUM_JOINED = 16 * 1024
 """Segments up to this size are joined with their neighbours before a write: a copy costs less than an iovec."""
 
@@ -37,6 +40,7 @@ class SessionTransport(Tapped):
         self._connection: Connection | None = None
         self._recorder = recorder
         self._tap: Tap | None = None
+        self._closing: asyncio.TimerHandle | None = None
 
     def attach(self, connection: Connection) -> None:
         """Take the connection that this transport carries; before the transport is connected."""
@@ -94,6 +98,10 @@ class SessionTransport(Tapped):
         self._driver.drain()
         if self._tap is not None:
             self._tap.gone()
+        self._transport = None
+        if self._closing is not None:
+            self._closing.cancel()
+        self._driver.gone(self)
 
     # -- what the driver and the tap call
 
@@ -115,10 +123,15 @@ class SessionTransport(Tapped):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             transport.abort()
 
-    def close(self) -> None:
-        """Close the TCP connection after a logout."""
-        if self._transport is not None:
-            self._transport.close()
+    def leave(self) -> bool:
+        """Close the TCP connection after a logout, once the target has closed its side; False where it is closed.
+
+        That order is RFC 3720 10.14's, and the target's FIN is the sign that it is done with the connection.
+        """
+        if self._transport is None:
+            return False
+        self._closing = self._loop.call_later(CLOSING_PATIENCE, self._transport.close)
+        return True
 
     # -- inside
 
