@@ -49,7 +49,10 @@ options:
       - Highest error recovery level to offer. The target may choose a lower one.
       - V(0) begins the session anew after any error, V(1) asks again for PDUs that were damaged or lost, and V(2)
         continues the session with the commands of a connection that was lost.
-      - Left out, it stays as it is declared. Until it is declared, the agent offers what it does by itself.
+      - Left out, it stays as it is declared. Until it is declared, the agent offers V(2), but V(1) to a Linux kernel
+        target (LIO), which does not survive level 2.
+      - Where V(2) is declared, the commands of a session that has lost all of its connections wait for as long as the
+        target keeps them (its Time2Retain). Otherwise they wait 5 seconds at most before another path may have them.
     type: int
     choices: [0, 1, 2]
 """

@@ -118,11 +118,22 @@ async def test_discovery_shows_every_target_at_the_portals_of_the_guest(lio: Lio
 
 async def test_target_that_has_recovery_level_2_and_4_connections_meets_an_initiator_of_level_0(lio: Lio) -> None:
     """RFC 3720 12.2, 12.20: both results are the lesser one."""
-    async with running(parameters(lio.portals[0], target=RECOVERING)) as (nexus, listener):
+    wanted = parameters(lio.portals[0], target=RECOVERING, error_recovery_level=0)
+    async with running(wanted) as (nexus, listener):
         await listener.until(lambda: is_in(nexus))
         assert nexus.negotiated is not None
         assert nexus.negotiated.error_recovery_level == 0
         assert nexus.negotiated.max_connections == 1
+        await write_and_read(nexus, 0, 65536)
+
+
+async def test_target_that_has_recovery_level_2_is_offered_level_1_where_none_is_declared(lio: Lio) -> None:
+    """Its kernel does not survive the end of a reassigned task."""
+    async with running(parameters(lio.portals[0], target=RECOVERING)) as (nexus, listener):
+        await listener.until(lambda: is_in(nexus))
+        assert nexus.result is not None
+        assert nexus.result.target_alias == "LIO Target"
+        assert nexus.result.negotiated.error_recovery_level == 1
         await write_and_read(nexus, 0, 65536)
 
 

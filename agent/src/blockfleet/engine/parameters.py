@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from blockfleet.engine.connections import further_connections
 from blockfleet.engine.interface import Credentials, InitiatorSpec, SessionSpec, session_key
 from blockfleet.iscsi.chap import ALGORITHM_NAMES, ChapCredentials
@@ -33,7 +31,7 @@ def nexus_parameters(spec: SessionSpec, initiator: InitiatorSpec) -> NexusParame
             field="key",
         )
     wanted = spec.connection_set
-    parameters = NexusParameters(
+    return NexusParameters(
         initiator_name=initiator.name,
         initiator_alias=initiator.alias,
         target=target,
@@ -49,10 +47,8 @@ def nexus_parameters(spec: SessionSpec, initiator: InitiatorSpec) -> NexusParame
         standby=wanted.leading.standby,
         connections=further_connections(wanted, portal),
         connection_policy=wanted.policy,
+        error_recovery_level=options.error_recovery_level,
     )
-    if options.error_recovery_level is None:
-        return parameters
-    return replace(parameters, error_recovery_level=options.error_recovery_level)
 
 
 def needs_new_login(used: NexusParameters, wanted: NexusParameters) -> bool:

@@ -87,6 +87,8 @@ class ConnectionRecovery:
         self._departures: dict[int, _Departure] = {}
         self._orphans: deque[_Orphan] = deque()
         self._asked: dict[int, _Orphan] = {}
+        self._continue_by = float("inf")
+        """When a session that has no connection is given up."""
 
     @property
     def holds(self) -> bool:
@@ -116,6 +118,7 @@ class ConnectionRecovery:
         session.forget_connection(connection)
         if session.live is None:
             session.states.on(SessionEvent.FAILED)
+            self._continue_by = now + event.wait + session.patience.continuation
         session.events.append(ConnectionDropped(connection.cid, event.detail))
         return True
 
@@ -131,6 +134,9 @@ class ConnectionRecovery:
     def advance(self, now: float) -> None:
         """Do what is due: logouts, logins, reassignments."""
         session = self._session
+        if self.holds and session.live is None and now >= self._continue_by:
+            self._escalate("no connection came back in time")
+            return
         for departure in list(self._departures.values()):
             if now >= departure.latest:
                 self._escalate(f"Time2Retain of connection {departure.connection.cid} is over")
@@ -164,7 +170,9 @@ class ConnectionRecovery:
         departure.busy = True
         connection = departure.connection
         self._session.events.append(
-            ReinstatementWanted(connection.cid, connection.exp_stat_sn, departure.latest - now)
+            ReinstatementWanted(
+                connection.cid, connection.exp_stat_sn, min(departure.latest, self._continue_by) - now
+            )
         )
 
     def logout_answered(self, cid: int, code: int, wait: float, retain: float) -> None:
@@ -376,6 +384,8 @@ class ConnectionRecovery:
         deadline = float("inf")
         live = self._session.live
         waits = live is None and self._under_way
+        if self.holds and live is None:
+            deadline = self._continue_by
         for departure in self._departures.values():
             deadline = min(deadline, departure.latest)
             if not departure.busy and not waits:

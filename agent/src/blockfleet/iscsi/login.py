@@ -32,6 +32,7 @@ from blockfleet.iscsi.login_failure import (
     FailureKind,
     LoginFailure,
     kind_of_status,
+    may_mean_an_offer,
     may_retry_status,
 )
 from blockfleet.iscsi.negotiation import (
@@ -44,6 +45,7 @@ from blockfleet.iscsi.negotiation import (
 )
 from blockfleet.iscsi.parameters import NORMAL_OFFER, Negotiated, SessionOffer
 from blockfleet.iscsi.pdu import LoginRequest, LoginResponse, PduError, login_flags
+from blockfleet.iscsi.quirks import quirks_of
 from blockfleet.iscsi.serial import add
 from blockfleet.iscsi.text import (
     MAXIMUM_SIMPLE_VALUE,
@@ -78,7 +80,8 @@ class LoginParameters:
     and what it negotiated as ``session``, and ``cmd_sn`` is its next CmdSN (RFC 3720 10.12.8).
     ``exp_stat_sn`` matters only for connection reinstatement (10.12.9).  With ``credentials`` only CHAP is
     offered and nothing else accepted, unless ``authentication_optional`` lets the target choose None.
-    ``expected_tag`` is the portal group that the portal must belong to, None for any.
+    ``expected_tag`` is the portal group that the portal must belong to, None for any.  Where the
+    ErrorRecoveryLevel of ``offer`` is not ``level_declared``, a target that is known gets no more than is safe.
     Raises ValueError for contradictions.
     """
 
@@ -98,6 +101,7 @@ class LoginParameters:
     task_tag: int = 0
     leading: bool = True
     session: Negotiated | None = None
+    level_declared: bool = True
 
     def __post_init__(self) -> None:
         if len(self.isid) != ISID_LENGTH or self.isid[0] >> 6 == 3:
@@ -121,6 +125,7 @@ class LoginResult:
 
     ``exp_stat_sn`` is the StatSN that the target's next response will carry.  ``tag`` is the portal group that
     serves the connection, None if the target did not say.  ``chap_algorithm`` is None without authentication.
+    ``quirk`` says what was done in another way because of what the target is known for, if anything.
     """
 
     negotiated: Negotiated
@@ -133,6 +138,7 @@ class LoginResult:
     chap_algorithm: int | None
     mutual: bool
     warnings: tuple[str, ...]
+    quirk: str = ""
 
 
 class _Broken(Exception):
@@ -179,6 +185,7 @@ class LoginMachine:
         self._stat_sn: int | None = None
         self._algorithms_sent = False
         self._warnings: list[str] = []
+        self._quirk = ""
         self.result: LoginResult | None = None
         self.failure: LoginFailure | None = None
 
@@ -337,7 +344,14 @@ class LoginMachine:
             retry=may_retry_status(status),
             redirect=redirect,
             retry_single_algorithm=self._blames_algorithms(status),
+            retry_at_level=self.lower_level if may_mean_an_offer(status) else None,
         )
+
+    @property
+    def lower_level(self) -> int | None:
+        """The next lower ErrorRecoveryLevel, where the target may refuse the one that was offered."""
+        level = self._negotiator.recovery_level_in_doubt
+        return level - 1 if level and not self.done else None
 
     def _blames_algorithms(self, status: int) -> bool:
         """Whether a list of CHAP algorithms may be what the target stumbled over.
@@ -413,6 +427,10 @@ class LoginMachine:
     def _enter_operational(self) -> list[bytes]:
         self._stage = LoginStage.OPERATIONAL_NEGOTIATION
         self._rounds = 0
+        if not self._parameters.level_declared:
+            level = quirks_of(self._negotiator.target_alias).recovery_level
+            if self._negotiator.lower_recovery_level(level):
+                self._quirk = f"it is offered ErrorRecoveryLevel {level}"
         return self._request(self._negotiator.offers(), transit=True)
 
     def _operational(self, pairs: list[Pair], response: LoginResponse) -> list[bytes]:
@@ -421,8 +439,23 @@ class LoginMachine:
         if not response.transit:
             return self._request(answers, transit=True)
         self._check_unanswered(pairs, answers)
-        self._finish(response)
+        negotiated = self._negotiator.finish()
+        if self._is_safe(negotiated):
+            self._finish(response, negotiated)
         return []
+
+    def _is_safe(self, negotiated: Negotiated) -> bool:
+        """Hold the result to what is known of a target that has said only after our offer who it is."""
+        known = quirks_of(self._negotiator.target_alias)
+        level = negotiated.error_recovery_level
+        if self._parameters.level_declared or not self._parameters.leading or level <= known.recovery_level:
+            return True
+        self.failure = LoginFailure(
+            FailureKind.RECOVERY_LEVEL,
+            f"{known.kind} gets no ErrorRecoveryLevel above {known.recovery_level}",
+            retry_at_level=known.recovery_level,
+        )
+        return False
 
     def _check_unanswered(self, pairs: list[Pair], answers: list[Pair]) -> None:
         """A response that ends a stage must not ask for answers (RFC 3720 10.13.6)."""
@@ -436,11 +469,10 @@ class LoginMachine:
         if expected is not None and tag is not None and tag != expected:
             raise _Broken(FailureKind.PORTAL_GROUP, f"portal group {tag}, not {expected}")
 
-    def _finish(self, response: LoginResponse) -> None:
+    def _finish(self, response: LoginResponse, negotiated: Negotiated) -> None:
         parameters = self._parameters
         if parameters.leading and response.tsih == 0:
             raise _protocol("the target gave no session handle (TSIH 0) for a new session")
-        negotiated = self._negotiator.finish()
         if self._negotiator.tag is None and parameters.target_name is not None:
             self._warn("the target did not declare TargetPortalGroupTag")
         chap = self._chap if self._method == CHAP else None
@@ -462,6 +494,7 @@ class LoginMachine:
             chap_algorithm=chap.algorithm if chap is not None else None,
             mutual=mutual,
             warnings=(*self._warnings, *self._negotiator.warnings),
+            quirk=self._quirk,
         )
 
 

@@ -37,6 +37,8 @@ class FailureKind(enum.Enum):
     UNAVAILABLE = "the target or its service is not operational"
     RESOURCES = "the target is out of resources"
     UNKNOWN_STATUS = "the target gave a status of a reserved class"
+    CLOSED = "the target closed the connection during negotiation"
+    RECOVERY_LEVEL = "the error recovery level is not safe with this target"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class LoginFailure:
     whether the same login may succeed later.  ``redirect`` is where a moved target is.
     ``retry_single_algorithm`` is set when the target may have stumbled over the list of CHAP algorithms: the
     caller then logs in once more, on a new connection, with ``ChapCredentials.with_last_algorithm()``, and
-    logs that as a downgrade.
+    logs that as a downgrade.  ``retry_at_level`` is the ErrorRecoveryLevel to offer on a new connection, where it
+    may be the one that was offered which the target cannot live with.
     """
 
     kind: FailureKind
@@ -56,6 +59,7 @@ class LoginFailure:
     retry: bool = False
     redirect: tuple[Portal, int | None] | None = None
     retry_single_algorithm: bool = False
+    retry_at_level: int | None = None
 
 
 _K = FailureKind
@@ -93,6 +97,14 @@ def kind_of_status(status: int) -> FailureKind:
 def may_retry_status(status: int) -> bool:
     """Whether the same login may succeed later: only for target errors (RFC 3720 10.13.5)."""
     return status >> 8 == LoginStatusClass.TARGET_ERROR
+
+
+_SAYS_NOTHING = frozenset({LoginStatus.INITIATOR_ERROR, LoginStatus.INVALID_DURING_LOGIN, LoginStatus.TARGET_ERROR})
+
+
+def may_mean_an_offer(status: int) -> bool:
+    """Whether a target may refuse with this status because of a key's value: it names no other cause."""
+    return status in _SAYS_NOTHING or kind_of_status(status) is FailureKind.UNKNOWN_STATUS
 
 
 _WAIT = "the login is repeated by itself; look at the target if this lasts"
@@ -134,6 +146,8 @@ _ERRORS: dict[FailureKind, tuple[Isdsc, str]] = {
     _K.UNAVAILABLE: (Isdsc.SERVICE_UNAVAILABLE, _WAIT),
     _K.RESOURCES: (Isdsc.OUT_OF_RESOURCES, _WAIT),
     _K.UNKNOWN_STATUS: (Isdsc.LOGIN_FAILED, _LOOK),
+    _K.CLOSED: (Isdsc.CONNECTION_FAILED, _LOOK),
+    _K.RECOVERY_LEVEL: (Isdsc.LOGIN_FAILED, "declare login.error_recovery_level"),
 }
 
 

@@ -120,6 +120,18 @@ class Negotiator:
         """TargetAddress values as they came, unread."""
         self.warnings: list[str] = []
 
+    def lower_recovery_level(self, level: int) -> bool:
+        """Offer no higher ErrorRecoveryLevel than ``level``, before :meth:`offers`; False where none was to be."""
+        if self._phase is not Phase.LEADING_LOGIN or self._offer.error_recovery_level <= level:
+            return False
+        self._offer = replace(self._offer, error_recovery_level=level)
+        return True
+
+    @property
+    def recovery_level_in_doubt(self) -> int:
+        """The ErrorRecoveryLevel that was offered, and that a refusal may thus be about; 0 for none."""
+        return int(self._offered.get("ErrorRecoveryLevel", 0))
+
     def offers(self) -> list[Pair]:
         """Return our offers and declarations, in the order of the table; to be sent once."""
         pairs: list[Pair] = []

@@ -15,6 +15,9 @@ from blockfleet.iscsi.constants import TaskResponse
 
 _R = TaskResponse
 
+HIGHEST_RECOVERY_LEVEL = 2
+"""ErrorRecoveryLevel has no more (RFC 3720 12.20)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Quirks:
@@ -33,6 +36,8 @@ class Quirks:
     """Whether a recovery logout is answered with 0 for Time2Wait and Time2Retain whatever was agreed on (10.15)."""
     connections_leave_first: bool = False
     """Whether a session's further connections have to be logged out and closed before the session (10.14.1)."""
+    recovery_level: int = HIGHEST_RECOVERY_LEVEL
+    """The highest ErrorRecoveryLevel that is offered to it where none is declared."""
 
     @property
     def answers_in_doubt(self) -> bool:
@@ -62,6 +67,8 @@ LIO = Quirks(
     # Where one request ends them all they go at the same time, and it walks their list without a lock
     # (iscsit_stop_session): its kernel dies of it.
     connections_leave_first=True,
+    # Its kernel does not survive the end of a reassigned task: the counter of the command went with its connection.
+    recovery_level=1,
 )
 
 _BY_ALIAS = {"LIO Target": LIO}

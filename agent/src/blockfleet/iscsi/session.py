@@ -23,7 +23,7 @@ from blockfleet.iscsi.constants import (
     TaskFunction,
     TaskResponse,
 )
-from blockfleet.iscsi.events import ConnectionLost, Event, LoggedOut
+from blockfleet.iscsi.events import ConnectionLost, Event, LoggedOut, QuirkMet
 from blockfleet.iscsi.login import LoginResult
 from blockfleet.iscsi.pdu import NopOut
 from blockfleet.iscsi.pdu import TextRequest as TextPdu
@@ -67,6 +67,8 @@ class Patience:
     """For the tasks of a connection that is to leave the session."""
     recovery: float = 2.0
     """Without progress before something is taken for lost, at error recovery level 1 and above."""
+    continuation: float = float("inf")
+    """Of a session without a connection, after Time2Wait, within Time2Retain: its commands wait as long."""
     resync: float = 3.0
     """For finding the next PDU after a damaged header."""
     target_reset: bool = False
@@ -128,6 +130,8 @@ class Session:
         if self.states.on(SessionEvent.CONNECTION_LOGGED_IN):
             self.tsih = result.tsih
             self.quirks = quirks.quirks_of(result.target_alias)
+            if result.quirk:
+                self.events.append(QuirkMet(connection.cid, self.quirks.kind, result.quirk))
             self.exp_cmd_sn = result.exp_cmd_sn
             self.max_cmd_sn = result.max_cmd_sn
             self.update_lanes()

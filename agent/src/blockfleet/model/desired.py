@@ -199,7 +199,7 @@ class LoginOptions(_Part):
     replacement_timeout: float = Field(default=120.0, ge=0, le=86400)
     """Seconds that I/O waits for a lost session before it is failed."""
     error_recovery_level: Number | None = Field(default=None, ge=0, le=2)
-    """Highest ErrorRecoveryLevel to offer (RFC 3720 12.20); ``None`` offers what the initiator does by itself."""
+    """Highest ErrorRecoveryLevel to offer (RFC 3720 12.20); ``None`` offers the highest that is safe."""
 
 
 class ConnectionRole(_Part):

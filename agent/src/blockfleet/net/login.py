@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -11,8 +12,9 @@ from blockfleet.iscsi.chap import ChallengeMemory, ChapCredentials
 from blockfleet.iscsi.connection import Connection
 from blockfleet.iscsi.events import ConnectionLost, Event, LoggedIn, LoggedOut, LoginFailed, LossKind
 from blockfleet.iscsi.login import LoginMachine, LoginParameters, LoginResult, SessionType
-from blockfleet.iscsi.login_failure import LoginFailure
+from blockfleet.iscsi.login_failure import FailureKind, LoginFailure
 from blockfleet.iscsi.parameters import DISCOVERY_OFFER, SessionOffer
+from blockfleet.iscsi.quirks import HIGHEST_RECOVERY_LEVEL
 from blockfleet.iscsi.session import Patience, Session
 from blockfleet.model.errors import BlockfleetError
 from blockfleet.model.isdsc import Isdsc
@@ -21,6 +23,8 @@ from blockfleet.net.addresses import connect
 from blockfleet.net.driver import SessionDriver
 from blockfleet.net.tap import Recorder
 from blockfleet.net.transport import SessionTransport
+
+_log = logging.getLogger(__name__)
 
 LEADING_CID = 0
 """CID of the first connection of a session."""
@@ -33,7 +37,10 @@ _DIGEST_KEYS = {"none": "None", "crc32c": "CRC32C"}
 
 @dataclass(frozen=True, slots=True)
 class LoginIntent:
-    """Who logs in, to what, and how; ``target`` None makes a discovery session.  Times are in seconds."""
+    """Who logs in, to what, and how; ``target`` None makes a discovery session.  Times are in seconds.
+
+    ``error_recovery_level`` None offers the highest that is safe with the target.
+    """
 
     initiator_name: str
     initiator_alias: str
@@ -46,7 +53,7 @@ class LoginIntent:
     data_digest: tuple[str, ...] = ("none",)
     protocol_level: int | None = None
     task_reporting: tuple[str, ...] | None = None
-    error_recovery_level: int = 0
+    error_recovery_level: int | None = None
     maximum_connections: int = 1
     data_pdu_in_order: bool = True
     data_sequence_in_order: bool = True
@@ -57,12 +64,13 @@ class LoginIntent:
         """Return what is offered in negotiation."""
         if self.target is None:
             return DISCOVERY_OFFER
+        level = self.error_recovery_level
         return SessionOffer(
             header_digest=tuple(_DIGEST_KEYS[name] for name in self.header_digest),
             data_digest=tuple(_DIGEST_KEYS[name] for name in self.data_digest),
             protocol_level=self.protocol_level,
             task_reporting=self.task_reporting,
-            error_recovery_level=self.error_recovery_level,
+            error_recovery_level=HIGHEST_RECOVERY_LEVEL if level is None else level,
             max_connections=self.maximum_connections,
             data_pdu_in_order=self.data_pdu_in_order,
             data_sequence_in_order=self.data_sequence_in_order,
@@ -108,15 +116,30 @@ async def dial_with_fallback(
     on_contact: Callable[[], None] = lambda: None,
     joining: Joining | None = None,
 ) -> Dialled | LoginFailure:
-    """Do as :func:`dial`; where the target stumbles over a list of CHAP algorithms, try the last one alone.
+    """Do as :func:`dial`; where the target stumbles over an offer, try again with a lesser one.
 
-    The last one is the weakest that the credentials allow: the target gets nothing that was not offered before.
+    Of a list of CHAP algorithms that is the last one alone, which is the weakest that the credentials allow: the
+    target gets nothing that was not offered before.  Of ErrorRecoveryLevel it is a lower one.
     """
-    outcome = await dial(portal, intent, random_bytes, on_event, on_contact=on_contact, joining=joining)
-    if isinstance(outcome, LoginFailure) and outcome.retry_single_algorithm and intent.credentials is not None:
+    while True:
+        outcome = await dial(portal, intent, random_bytes, on_event, on_contact=on_contact, joining=joining)
+        lesser = _lesser(intent, outcome) if isinstance(outcome, LoginFailure) else None
+        if lesser is None:
+            return outcome
+        _log.warning("cannot log in to %s at %s: %s; trying again with %s", intent.target, portal, *lesser[1:])
+        intent = lesser[0]
+
+
+def _lesser(intent: LoginIntent, failure: LoginFailure) -> tuple[LoginIntent, str, str] | None:
+    """Return what to try after a failure, with why and what is less about it; None where nothing is."""
+    why = f"{failure.message} ({failure.status:04x})" if failure.status else failure.message
+    if failure.retry_at_level is not None:
+        level = failure.retry_at_level
+        return replace(intent, error_recovery_level=level), why, f"ErrorRecoveryLevel {level}"
+    if failure.retry_single_algorithm and intent.credentials is not None:
         single = replace(intent, credentials=intent.credentials.with_last_algorithm())
-        outcome = await dial(portal, single, random_bytes, on_event, on_contact=on_contact, joining=joining)
-    return outcome
+        return single, why, "a single CHAP algorithm"
+    return None
 
 
 async def dial(
@@ -175,6 +198,7 @@ class _Dialling:
         else:
             self._driver = joining.driver
             self._cid = joining.cid
+        self._machine: LoginMachine | None = None
         self._connection: Connection | None = None
         self._transport: SessionTransport | None = None
 
@@ -182,7 +206,7 @@ class _Dialling:
         """Make what carries the login, now that there is a TCP connection: CmdSN is that of this moment."""
         session, now = self._driver.session, self._loop.time()
         transport = SessionTransport(self._driver, self._intent.recorder)
-        machine = LoginMachine(self._parameters(), self._random_bytes, _CHALLENGES)
+        machine = self._machine = LoginMachine(self._parameters(), self._random_bytes, _CHALLENGES)
         connection = Connection(session, self._cid, machine, transport.wake, now + self._intent.timeout)
         joining = self._joining
         if joining is not None:
@@ -205,6 +229,7 @@ class _Dialling:
             cid=self._cid,
             cmd_sn=session.cmd_sn,
             offer=intent.offer(),
+            level_declared=intent.error_recovery_level is not None,
             credentials=intent.credentials,
         )
         if joining is None:
@@ -229,7 +254,11 @@ class _Dialling:
         elif isinstance(event, LoginFailed):
             self.outcome.set_result(event.failure)
         elif isinstance(event, ConnectionLost | LoggedOut):
-            self.outcome.set_exception(self._ended(event))
+            level = None if self._machine is None else self._machine.lower_level
+            if level is not None and isinstance(event, ConnectionLost) and event.kind is LossKind.TRANSPORT:
+                self.outcome.set_result(LoginFailure(FailureKind.CLOSED, event.detail, retry_at_level=level))
+            else:
+                self.outcome.set_exception(self._ended(event))
 
     def _ended(self, event: ConnectionLost | LoggedOut) -> BlockfleetError:
         if isinstance(event, ConnectionLost) and event.kind is LossKind.LOGIN_TIMEOUT:

@@ -56,6 +56,10 @@ REDIRECTS = frozenset({FailureKind.REDIRECT_PERMANENT, FailureKind.REDIRECT_TEMP
 
 _log = logging.getLogger(__name__)
 
+CONTINUATION = 5.0
+"""Seconds that commands wait for a session without a connection to be continued, where its level is not declared:
+another path may have them."""
+
 LOGOUT_MARGIN = 0.5
 """Seconds of the time that a target gives for a logout which are kept for the logout itself."""
 
@@ -76,7 +80,7 @@ class NexusParameters:
     """Who logs in where, and with what; the times are in seconds.
 
     ``portal``, ``weight`` and ``standby`` are the leading connection's, ``connections`` are further ones.
-    ``error_recovery_level`` (0 to 2) is what is offered; the target may lower it.
+    ``error_recovery_level`` (0 to 2) is what is offered, None the highest that is safe; the target may lower it.
     """
 
     initiator_name: str
@@ -90,7 +94,7 @@ class NexusParameters:
     login_timeout: float = 10.0
     noop_interval: float = 5.0
     noop_timeout: float = 5.0
-    error_recovery_level: int = 0
+    error_recovery_level: int | None = None
     weight: int = 0
     standby: bool = False
     connections: tuple[ConnectionSpec, ...] = ()
@@ -451,7 +455,11 @@ class Nexus:
             data_pdu_in_order=parameters.data_pdu_in_order,
             data_sequence_in_order=parameters.data_sequence_in_order,
             timeout=parameters.login_timeout,
-            patience=Patience(noop_interval=parameters.noop_interval, noop_timeout=parameters.noop_timeout),
+            patience=Patience(
+                noop_interval=parameters.noop_interval,
+                noop_timeout=parameters.noop_timeout,
+                continuation=CONTINUATION if parameters.error_recovery_level is None else float("inf"),
+            ),
             error_recovery_level=parameters.error_recovery_level,
             maximum_connections=parameters.maximum_connections,
             recorder=self.recorder,
