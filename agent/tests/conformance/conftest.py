@@ -8,11 +8,13 @@ import functools
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.conformance.raw_target import PATIENCE, Peer, RawTarget
 from tests.conformance.steady_clock import SteadyLoop
+from tests.peers.suite_trace import add_verdicts, suite_trace, traced
 
 from blockfleet.iscsi.chap import ChapCredentials
 from blockfleet.model.errors import BlockfleetError
@@ -23,6 +25,8 @@ from blockfleet.net.connections import ConnectionPhase, ConnectionSpec
 from blockfleet.net.discovery_session import send_targets
 from blockfleet.net.nexus import Nexus, NexusParameters
 from blockfleet.scsi.command import Outcome, ScsiCommand, ScsiExecutor
+
+__all__ = ["suite_trace", "traced"]
 
 TARGET = "iqn.2026-11.com.example:conformance"
 INITIATOR = "iqn.2026-11.com.example:host"
@@ -44,6 +48,11 @@ DIGESTS = [("None", "None"), ("None", "CRC32C"), ("CRC32C", "None"), ("CRC32C", 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Every test here runs by a clock that a loaded machine does not put out of step."""
     return {"steady": SteadyLoop}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the trace of each module be judged at its end."""
+    add_verdicts(items, Path(__file__).parent, without=frozenset({"test_report.py"}))
 
 
 @dataclass

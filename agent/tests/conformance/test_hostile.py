@@ -153,6 +153,7 @@ async def test_ROB_06_data_for_what_reads_nothing_are_refused(rig: Rig, case: st
         assert bytes(read.buffer) == b"\x01" * 512
 
 
+@pytest.mark.untraced
 async def test_ROB_08_a_flood_of_pings_is_answered_within_bounds(rig: Rig) -> None:
     peer, nexus, listener = await rig.session()
     flood = bytes(peer.unnumbered(wire.NOP_IN, itt=wire.NONE_TAG, ttt=7)) * 2000
@@ -228,6 +229,7 @@ async def test_ROB_11_hostile_names_and_addresses_are_dropped(rig: Rig, data: by
     assert records == {TARGET: ["192.0.2.7:3260"]}
 
 
+@pytest.mark.untraced
 async def test_ROB_11_an_answer_without_end_is_cut_off(rig: Rig) -> None:
     found = rig.discover(timeout=30.0)
     peer = await (await rig.target.accept()).log_in()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
 from base64 import b64decode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,7 +28,7 @@ from blockfleet.model.errors import BlockfleetError
 from blockfleet.model.isdsc import Isdsc
 from blockfleet.net.connections import ConnectionSpec
 from blockfleet.net.nexus import Nexus
-from blockfleet.net.tap import Tap
+from blockfleet.net.tap import Link, Passed, Tap
 from blockfleet.scsi.command import Outcome
 from blockfleet_testtarget.chap import Chap
 from blockfleet_testtarget.config import Config
@@ -349,6 +350,28 @@ async def test_a_reader_that_is_too_slow_misses_pdus_and_is_told_and_io_goes_on(
     assert len(found) == len(reader.pdus)
     statistics = await asyncio.to_thread(_statistics, reader.file)
     assert statistics == {"ifrecv": len(reader.pdus) + reader.dropped, "ifdrop": reader.dropped}
+
+
+async def test_what_is_held_of_many_small_pdus_is_no_more_memory_than_the_bound_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bound = 4 << 20
+    monkeypatch.setattr(trace_module, "MAXIMUM_HELD", bound)
+    trace = trace_module.Trace(TraceSpec(target=TARGET))
+    link = Link(1, ("192.0.2.1", 40000), ("192.0.2.9", 3260), 0)
+    trace.opened(link, "key", ())
+    tracemalloc.start()
+    try:
+        for number in range(20000):
+            trace.passed(link, Passed(1_700_000_000_000_000 + number, True, bytes([0x20]).ljust(48)))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert bound * 0.5 < held < bound * 1.1
+    trace.end()
+    batches = [batch async for batch in trace.batches()]
+    told = sum(record.kind == "pdu" for batch in batches for record in batch.records)
+    assert 5000 < told == 20000 - batches[-1].dropped
 
 
 def _statistics(file: Path) -> dict[str, int]:

@@ -2,7 +2,8 @@
 """IP packets for the PDUs of a trace: what tcpdump would have seen, one PDU after the other.
 
 Addresses, ports and times are the connection's own; sequence numbers count the bytes of each direction from the
-beginning of the connection or, where the trace began later, from its login on.
+beginning of the connection or, where the trace began later, from its login on.  They begin with another number for
+each connection: by that a reader tells a connection from an earlier one between the same ports.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ _SYN_OPTIONS = struct.pack(">BBHBBBB", 2, 4, MAXIMUM_PAYLOAD, 1, 3, 3, 14)
 _FIN, _SYN, _RST, _PSH, _ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 
 _MODULO = 1 << 32
+_APART = 0x9E3779B1
+"""Between the initial sequence numbers of two connections; odd, so that all of them differ."""
 
 Endpoint = tuple[str, int]
 
@@ -42,13 +45,14 @@ class Packet:
 
 
 class Conversation:
-    """One TCP connection between this host and a target."""
+    """One TCP connection between this host and a target; ``number`` is the connection's in its trace."""
 
-    def __init__(self, local: Endpoint, remote: Endpoint) -> None:
+    def __init__(self, number: int, local: Endpoint, remote: Endpoint) -> None:
         ends = [(ipaddress.ip_address(host.partition("%")[0]).packed, port) for host, port in (local, remote)]
         self._ends = tuple(ends)
         self._next = [0, 0]
-        """Next sequence number of each direction, outbound first."""
+        """Next sequence number of each direction, outbound first, counted from the initial one."""
+        self._initial = number * _APART
 
     def opening(self) -> Iterator[Packet]:
         """Yield the handshake, by which a reader knows who connected and where sequence numbers begin."""
@@ -81,7 +85,7 @@ class Conversation:
         options: bytes = b"",
     ) -> Packet:
         (source, source_port), (destination, destination_port) = self._ends[:: -1 if inbound else 1]
-        acknowledged = self._next[not inbound] if flags & _ACK else 0
+        acknowledged = self._initial + self._next[not inbound] if flags & _ACK else 0
         header = _TCP.size + len(options)
 
         def tcp(checksum: int) -> bytes:
@@ -89,7 +93,7 @@ class Conversation:
                 _TCP.pack(
                     source_port,
                     destination_port,
-                    sequence % _MODULO,
+                    (self._initial + sequence) % _MODULO,
                     acknowledged % _MODULO,
                     header // 4 << 4,
                     flags,

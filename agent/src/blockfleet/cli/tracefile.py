@@ -66,7 +66,8 @@ class TraceFile:
 
     def _record(self, record: TraceRecord) -> None:
         if record.kind == "opened":
-            conversation = self._conversations[record.connection] = Conversation(record.local, record.remote)
+            number = record.connection
+            conversation = self._conversations[number] = Conversation(number, record.local, record.remote)
             self._packets(record, conversation.opening())
         elif record.kind == "pdu":
             conversation = self._conversations[record.connection]

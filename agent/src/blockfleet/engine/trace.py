@@ -32,7 +32,7 @@ LOGIN_RESERVE = 1 << 20
 """Bytes beyond :data:`MAXIMUM_HELD` for logins, without which what follows cannot be read, and for ends."""
 
 BATCH = 256 << 10
-"""Bytes of PDUs from which on a batch is full."""
+"""Bytes from which on a batch is full."""
 
 LINGER = 0.02
 """Seconds that a batch waits for more."""
@@ -40,8 +40,8 @@ LINGER = 0.02
 MAXIMUM_KEPT = 8 << 20
 """Bytes that are kept of one PDU, so that a batch fits into one answer of the control protocol."""
 
-_OVERHEAD = 256
-"""Bytes that a record is counted for beside its PDU."""
+_OVERHEAD = 320
+"""Bytes that are held for a record beside its PDU."""
 
 _DATA_PDUS = frozenset({Opcode.SCSI_COMMAND, Opcode.SCSI_DATA_OUT, Opcode.SCSI_DATA_IN})
 """PDUs whose data segment is a user's."""
@@ -54,6 +54,32 @@ class _Stream:
     session: str
     offsets: list[int] = field(default_factory=lambda: [0, 0])
     masks: tuple[LoginMask, LoginMask] = field(default_factory=lambda: (LoginMask(), LoginMask()))
+
+
+@dataclass(slots=True)
+class _Pdu:
+    """A PDU that waits for the reader, as far as it is kept; small beside the record that is made of it."""
+
+    connection: int
+    time: int
+    inbound: bool
+    before: bool
+    offset: int
+    length: int
+    kept: bytes
+
+    def record(self) -> TraceRecord:
+        """Return what the reader is told."""
+        return TraceRecord.model_construct(
+            kind="pdu",
+            connection=self.connection,
+            time=self.time,
+            inbound=self.inbound,
+            before=self.before,
+            offset=self.offset,
+            length=self.length,
+            data=b64encode(self.kept).decode("ascii"),
+        )
 
 
 class _SessionSink:
@@ -84,7 +110,7 @@ class Trace:
         self._portal = None if spec.portal is None else parse_portal(spec.portal, "portal")
         self._sessions: dict[Session, _SessionSink] = {}
         self._streams: dict[int, _Stream] = {}
-        self._held: deque[tuple[TraceRecord, bytes]] = deque()
+        self._held: deque[_Pdu | TraceRecord] = deque()
         self._held_bytes = 0
         self._dropped = 0
         self._dropped_bytes = 0
@@ -136,7 +162,7 @@ class Trace:
             local=link.local,
             remote=link.remote,
         )
-        self._hold(record, b"")
+        self._hold(record, 0)
         for passed in login:
             self.passed(link, passed, before=True)
 
@@ -153,21 +179,13 @@ class Trace:
             return
         if login and not self.spec.with_chap:
             pdu = stream.masks[inbound](pdu)
-        record = TraceRecord.model_construct(
-            kind="pdu",
-            connection=link.number,
-            time=passed.time,
-            inbound=inbound,
-            before=before,
-            offset=offset,
-            length=len(pdu),
-        )
-        self._hold(record, self._kept(pdu))
+        kept = self._kept(pdu)
+        self._hold(_Pdu(link.number, passed.time, inbound, before, offset, len(pdu), kept), len(kept))
 
     def closed(self, link: Link, time: int, reset: bool) -> None:
         """Take the end of a connection."""
         del self._streams[link.number]
-        self._hold(TraceRecord(kind="closed", connection=link.number, time=time, reset=reset), b"")
+        self._hold(TraceRecord(kind="closed", connection=link.number, time=time, reset=reset), 0)
 
     def _kept(self, pdu: bytes) -> bytes:
         limit = MAXIMUM_KEPT
@@ -176,9 +194,9 @@ class Trace:
             limit = min(limit, BHS_LENGTH + ahs_length + DIGEST_LENGTH + self.spec.data)
         return pdu[:limit]
 
-    def _hold(self, record: TraceRecord, pdu: bytes) -> None:
-        self._held.append((record, pdu))
-        self._held_bytes += _OVERHEAD + len(pdu)
+    def _hold(self, one: _Pdu | TraceRecord, size: int) -> None:
+        self._held.append(one)
+        self._held_bytes += _OVERHEAD + size
         self._something.set()
         if self._held_bytes >= BATCH:
             self._plenty.set()
@@ -199,12 +217,13 @@ class Trace:
     def _batch(self) -> TraceBatch:
         held, size = self._held, 0
         records: list[TraceRecord] = []
-        while held and (not records or size + len(held[0][1]) <= BATCH):
-            record, pdu = held.popleft()
-            if record.kind == "pdu":
-                record = record.model_copy(update={"data": b64encode(pdu).decode("ascii")})
-            records.append(record)
-            size += _OVERHEAD + len(pdu)
+        while held and size < BATCH:
+            one = held.popleft()
+            size += _OVERHEAD
+            if isinstance(one, _Pdu):
+                size += len(one.kept)
+                one = one.record()
+            records.append(one)
         self._held_bytes -= size
         if not held and not self._ended:
             self._something.clear()
