@@ -388,6 +388,7 @@ async def engine(folder: Path) -> AsyncIterator[EngineClient]:
         await client.close()
 
 
+@pytest.mark.untraced
 async def test_ROB_18_after_a_crash_the_same_isid_reinstates_the_session(rig: Rig, tmp_path: Path) -> None:
     spec = SessionSpec(
         key=session_key(TARGET, rig.target.portal), target=TARGET, portal=rig.target.portal, isid=ISID.hex()

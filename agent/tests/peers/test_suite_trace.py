@@ -144,6 +144,11 @@ def test_a_pdu_that_is_missing_is_found(tmp_path: Path) -> None:
     assert found == ["slow: 3 PDUs are missing in the trace"]
 
 
+def test_a_session_that_is_not_traced_is_found(tmp_path: Path) -> None:
+    found = judged(tmp_path, ("one", batch(GOOD), Wire()), ("two", TraceBatch(), noted(GOOD)))
+    assert found == [f"two: a login from {LOCAL} is not in the trace"]
+
+
 def test_what_tshark_takes_for_something_else_is_found(tmp_path: Path) -> None:
     pdus: list[Sent] = [*GOOD, (OUT, b"\x3e" * 48)]
     found = judged(tmp_path, ("one", batch(pdus), noted(pdus)))

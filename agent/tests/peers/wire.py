@@ -12,6 +12,7 @@ import pytest
 
 from blockfleet_testtarget.stream import PduStream
 
+LOGIN_REQUEST = 0x03
 Ends = tuple[tuple[str, int], tuple[str, int]]
 """Address and port of the noting end, then of the other."""
 
@@ -30,6 +31,15 @@ class Wire:
     def __init__(self) -> None:
         self.connections: dict[Ends, Noted] = {}
         self._of: dict[object, Noted] = {}
+
+    @property
+    def logins(self) -> set[Ends]:
+        """The connections on which a target took a login, but for those that a proxy made."""
+        return {
+            ends
+            for ends, noted in self.connections.items()
+            if noted.received and noted.received[0] & 0x3F == LOGIN_REQUEST and ends[::-1] not in self.connections
+        }
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """Note what passes until ``patch`` is undone."""
