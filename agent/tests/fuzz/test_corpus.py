@@ -13,7 +13,7 @@ from tests.fuzz.harness import HARNESSES
 from blockfleet.cli import files
 from blockfleet.engine import protocol
 from blockfleet.export.connection import Connection as NbdConnection
-from blockfleet.iscsi import keys, negotiation, sendtargets
+from blockfleet.iscsi import keys, masking, negotiation, sendtargets
 from blockfleet.iscsi.login import LoginMachine
 from blockfleet.iscsi.session import Session
 from blockfleet.model import loading, names
@@ -70,6 +70,7 @@ DEFECTS: dict[str, tuple[object, str, object]] = {
     "document": (loading, "_value", lambda fault, _: repr(fault["input"])),
     "addresses": (names, "_ASCII_PUNCTUATION", frozenset("-.:/")),
     "config": (files, "_bound", lambda *_: None),
+    "trace": (masking, "HIDDEN", ()),
 }
 """A defect for each harness: the kind of thing that it is there to find."""
 

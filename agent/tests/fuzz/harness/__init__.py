@@ -14,6 +14,7 @@ from tests.fuzz.harness import (
     scsi,
     sendtargets,
     text,
+    trace,
 )
 from tests.fuzz.harness.base import Harness
 
@@ -30,6 +31,7 @@ HARNESSES: dict[str, Harness] = {
         document.HARNESS,
         addresses.HARNESS,
         config.HARNESS,
+        trace.HARNESS,
     )
 }
 """Every harness that ``make fuzz`` runs and whose corpus ``make test`` replays."""
