@@ -526,8 +526,8 @@ class Connection:
             fault = f"for {length} bytes where MaxBurstLength is {self.negotiated.max_burst_length}"
         elif offset + length > len(task.command.data_out):
             fault = f"for {offset}..{offset + length} of {len(task.command.data_out)} bytes"
-        elif task.asked + length > len(task.command.data_out) and not self.negotiated.error_recovery_level:
-            fault = "for data that were asked for before, which is recovery"
+        elif task.asked + length > len(task.command.data_out) and not task.may_send_again(length):
+            fault = "for data that were asked for before"
         if fault:
             self.protocol_error(f"R2T of tag {tag:#010x} {fault}")
             return

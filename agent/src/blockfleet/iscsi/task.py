@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from blockfleet.iscsi.sequence import InputSequence
 
 
+MAXIMUM_SENDINGS = 8
+"""Times that all data of a write are sent on one connection, as an R2T is short and a burst may be long."""
+
+
 class AbortStage(enum.IntEnum):
     """How far the session has gone to end a task that did not finish in time (RFC 3720 6.9)."""
 
@@ -64,9 +68,15 @@ class Task:
         self.abort_stage = AbortStage.NONE
         self.reassigned = False
 
+    def may_send_again(self, length: int) -> bool:
+        """Whether an R2T for ``length`` bytes more than there are may be recovery (RFC 3720 6.7), within bounds."""
+        total = len(self.command.data_out or b"")
+        return self.connection.recovery is not None and self.asked + length <= total * MAXIMUM_SENDINGS
+
     def allegiance_renewed(self, deadline: float) -> None:
         """Note that it goes on on another connection; it gets until ``deadline`` at least."""
         self.reassigned = True
+        self.asked = 0
         if self.deadline:
             self.deadline = max(self.deadline, deadline)
 
@@ -93,7 +103,6 @@ class TaskRequest:
     cmd_sn: int
     deadline: float
     on_done: Callable[[TaskResponse | None], None]
-    patience: float
     connection: Connection
     task: Task | None = None
     again_at: float = 0.0

@@ -50,7 +50,7 @@ def ask(
         on_done(None)
         return
     wait = session.patience.abort if timeout is None else timeout
-    request = TaskRequest(function, lun, session.cmd_sn, now + wait, on_done, wait, connection, task)
+    request = TaskRequest(function, lun, session.cmd_sn, now + wait, on_done, connection, task)
     _send(session, request, 0 if function in _NO_LUN else lun, 0 if task is None else task.cmd_sn, 0)
     if task is None and fast_abort.agreed(connection):
         fast_abort.silence(session, request, _affected(session, request))
@@ -64,15 +64,14 @@ def reassign(
     on_done: Callable[[TaskResponse | None], None],
     *,
     lun: int = 0,
+    timeout: float | None = None,
 ) -> None:
     """Ask for a task to go on on ``connection``; ``lun`` is reserved, but there are targets that look at it.
 
     ExpDataSN acknowledges what a read has received so far (6.2.2, 10.5.6).
     """
-    wait = session.patience.abort
-    request = TaskRequest(
-        TaskFunction.TASK_REASSIGN, lun, session.cmd_sn, now + wait, on_done, wait, connection, task
-    )
+    wait = session.patience.abort if timeout is None else timeout
+    request = TaskRequest(TaskFunction.TASK_REASSIGN, lun, session.cmd_sn, now + wait, on_done, connection, task)
     _send(session, request, lun, 0, 0 if task.command.data_in is None else task.data_sn)
 
 
@@ -93,21 +92,16 @@ def _send(session: Session, request: TaskRequest, lun: int, ref_cmd_sn: int, exp
 
 
 def ask_again(session: Session, request: TaskRequest) -> None:
-    """Ask anew for a function that the target had no room for (10.17.1, reason 6), or whose connection is lost."""
+    """Ask anew for a function that the target had no room for (10.17.1, reason 6), or whose connection is lost.
+
+    Its time goes on: a target that never has room must not hold up who waits for the answer.
+    """
     fast_abort.over(session, request)
-    task = request.task
+    task, now, left = request.task, session.now, max(request.deadline - session.now, 0.0)
     if request.function is TaskFunction.TASK_REASSIGN and task is not None:
-        reassign(session, task, request.connection, session.now, request.on_done, lun=request.lun)
+        reassign(session, task, request.connection, now, request.on_done, lun=request.lun, timeout=left)
     else:
-        ask(
-            session,
-            request.function,
-            request.lun,
-            session.now,
-            request.on_done,
-            task=task,
-            timeout=request.patience,
-        )
+        ask(session, request.function, request.lun, now, request.on_done, task=task, timeout=left)
 
 
 def answered(session: Session, request: TaskRequest, response: TaskResponse) -> None:

@@ -26,6 +26,8 @@ REQUEST = struct.Struct(">IHH8sQI")
 SIMPLE = struct.Struct(">II8s")
 CHUNK = struct.Struct(">IHH8sI")
 READ, WRITE, DISC = 0, 1, 2
+ENOUGH = 4 << 20
+"""Bytes of replies after which a client stops."""
 MAXIMUM_PIECES = 256
 """Pieces in which a client's bytes come."""
 LEFTOVER = 8192
@@ -111,7 +113,8 @@ class Client:
         self.source = source
         self.device = MemoryDisk(source.choose(_GEOMETRIES))
         self.structured = source.flag()
-        self.cookies: dict[bytes, list[int]] = {}
+        self.cookies: dict[bytes, set[int]] = {}
+        """The lengths of the replies that each cookie may have."""
         self.lost = 0
         self.transport = Transport()
         self.loop = Loop()
@@ -133,7 +136,7 @@ class Client:
         events._set_running_loop(cast("asyncio.AbstractEventLoop", self.loop))
         try:
             self.connection.begin(cast("asyncio.Transport", self.transport), self._request()[:LEFTOVER])
-            while self.source.left and not self.transport.closed:
+            while self.source.left and not self.transport.closed and len(self.transport.sent) < ENOUGH:
                 self.source.choose(_STEPS)(self)
                 self._check_bounds()
             self._finish()
@@ -157,14 +160,13 @@ class Client:
         payload = bytes(min(length, 1 << 16)) if command == WRITE else b""
         if odd & 0xF0 == 0xF0:
             payload = payload[: source.number(2)]
-        self.cookies.setdefault(cookie, []).append(length if command == READ else 0)
+        self.cookies.setdefault(cookie, set()).add(length if command == READ else 0)
         return REQUEST.pack(magic, flags, command & 0xFFFF, cookie, offset, length) + payload
 
     def burst(self) -> None:
         """Send one request many times; long payloads only a few."""
         request = self._request()
         count = self.source.number() if len(request) < 600 else self.source.number() & 7
-        self.cookies[request[8:16]] *= max(count, 1)
         self.feed(request * count)
 
     def raw(self) -> None:
@@ -238,7 +240,7 @@ _STEPS: tuple[Callable[[Client], None], ...] = (
 )
 
 
-def _follow(stream: bytes, cookies: dict[bytes, list[int]]) -> None:
+def _follow(stream: bytes, cookies: dict[bytes, set[int]]) -> None:
     """Follow the replies to their end: each whole, each of a kind and a length that its request allows.
 
     Only READs must be answered in chunks where those were agreed on.  Replies to bytes that were no request have
@@ -256,9 +258,9 @@ def _follow(stream: bytes, cookies: dict[bytes, list[int]]) -> None:
         magic, error, cookie = SIMPLE.unpack_from(stream, at)
         assert magic == 0x67446698
         at += SIMPLE.size
-        if cookie not in cookies or len(set(cookies[cookie])) != 1:
+        if cookie not in cookies or len(cookies[cookie]) != 1:
             return
-        at += 0 if error else cookies[cookie][0]
+        at += 0 if error else min(cookies[cookie])
     assert at == len(stream), "a reply is cut short"
 
 

@@ -38,6 +38,7 @@ _WORDS = (
     b"X=",
 )
 _ENDS = ((("192.0.2.1", 40000), ("192.0.2.2", 3260)), (("fe80::1%eth0", 40000), ("fe80::2%eth0", 860)))
+_SYN = 0x02
 _LONGEST = 1 << 15
 MAXIMUM_STREAM = 1 << 17
 """Bytes of one direction, but for its last PDU."""
@@ -159,16 +160,20 @@ def _packets(capture: bytes) -> Iterator[bytes]:
 
 
 def _payloads(capture: bytes) -> dict[int, bytearray]:
-    """Put the TCP payloads together by the port that they come from."""
+    """Put the TCP payloads together by the port that they come from; a SYN says where its numbers begin."""
     streams: dict[int, bytearray] = {}
+    first: dict[int, int] = {}
     for packet in _packets(capture):
         network = 4 * (packet[0] & 0xF) if packet[0] >> 4 == 4 else 40
         tcp = packet[network:]
+        port, number = int.from_bytes(tcp[:2], "big"), int.from_bytes(tcp[4:8], "big")
+        if tcp[13] & _SYN:
+            first[port], streams[port] = number + 1, bytearray()
         payload = tcp[4 * (tcp[12] >> 4) :]
-        stream = streams.setdefault(int.from_bytes(tcp[:2], "big"), bytearray())
         if payload:
-            assert int.from_bytes(tcp[4:8], "big") == 1 + len(stream), "a sequence number that does not follow"
-            stream += payload
+            follows = first[port] + len(streams[port]) & 0xFFFFFFFF
+            assert number == follows, "a sequence number that does not follow"
+            streams[port] += payload
     return streams
 
 
