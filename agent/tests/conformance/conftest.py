@@ -42,6 +42,9 @@ CHAP_USER = ChapCredentials(USER, Secret(SECRET))
 CHAP_BOTH = ChapCredentials(USER, Secret(SECRET), MUTUAL_USER, Secret(MUTUAL_SECRET))
 """What a nexus is given; how CHAP runs on the wire is worked out in test_security."""
 
+at_every_level = pytest.mark.parametrize("rig", [0, 1, 2], indirect=True, ids="level{}".format)
+"""Runs a test whose requirement is the same at each error recovery level at all of them."""
+
 DIGESTS = [("None", "None"), ("None", "CRC32C"), ("CRC32C", "None"), ("CRC32C", "CRC32C")]
 
 
@@ -156,8 +159,10 @@ class Issued:
 class Rig:
     """What a test drives."""
 
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.target = RawTarget()
+    def __init__(self, patch: pytest.MonkeyPatch, level: int = 0) -> None:
+        self.level = level
+        """ErrorRecoveryLevel that is offered and agreed on, where a test names no other."""
+        self.target = RawTarget(level)
         self._targets = [self.target]
         self._patch = patch
         self._nexuses: list[Nexus] = []
@@ -165,7 +170,7 @@ class Rig:
 
     async def listen(self, host: str = "127.0.0.1", port: int = 0) -> RawTarget:
         """Open a further target."""
-        target = RawTarget()
+        target = RawTarget(self.level)
         self._targets.append(target)
         await target.listen(host, port)
         return target
@@ -185,7 +190,14 @@ class Rig:
         """Start a nexus to a target."""
         portal = Portal.parse((at or self.target).portal)
         made = NexusParameters(
-            INITIATOR, "a host", TARGET, portal, ISID, noop_interval=0.0, error_recovery_level=0, connections=()
+            INITIATOR,
+            "a host",
+            TARGET,
+            portal,
+            ISID,
+            noop_interval=0.0,
+            error_recovery_level=self.level,
+            connections=(),
         )
         listener = Listener()
         chance = changes.pop("random_bytes", os.urandom)
@@ -272,9 +284,9 @@ class Rig:
 
 
 @pytest.fixture
-async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+async def rig(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     """A rig, with a second session to another target that has to stay up and fast whatever happens here."""
-    made = Rig(monkeypatch)
+    made = Rig(monkeypatch, getattr(request, "param", 0))
     await made.target.listen()
     beside = await made.listen()
     nexus, listener = made.nexus(beside, isid=bytes.fromhex("80c0ffee0008"))

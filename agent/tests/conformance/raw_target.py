@@ -54,7 +54,8 @@ class Numbering:
 class Peer:
     """One accepted connection.  ``stat_sn`` is the StatSN of the next numbered PDU."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, level: int = 0) -> None:
+        self.level = level
         self.reader = reader
         self.writer = writer
         self.header_digest = False
@@ -232,7 +233,11 @@ class Peer:
     def answers(self, request: Pdu, changes: dict[str, str]) -> list[tuple[str, object]]:
         """Return an answer to each offer of a request, and this side's declarations."""
         self.offers = request.keys
-        known = {**ANSWERS, "MaxRecvDataSegmentLength": str(DECLARED_LIMIT), **changes}
+        known = {**ANSWERS, "MaxRecvDataSegmentLength": str(DECLARED_LIMIT)}
+        if self.level:
+            # With ordered sequences recovery needs MaxOutstandingR2T 1 (12.19).
+            known |= {"ErrorRecoveryLevel": str(self.level), "MaxOutstandingR2T": "1"}
+        known |= changes
         offered = [name for name in self.offers if name in known and name != "MaxRecvDataSegmentLength"]
         return [(n, known[n]) for n in [*offered, "MaxRecvDataSegmentLength"] if known[n] != ABSENT]
 
@@ -323,9 +328,13 @@ class Peer:
 
 
 class RawTarget:
-    """Listens on a loopback address; each connection becomes a :class:`Peer`, handed out by :meth:`accept`."""
+    """Listens on a loopback address; each connection becomes a :class:`Peer`, handed out by :meth:`accept`.
 
-    def __init__(self) -> None:
+    ``level`` is the ErrorRecoveryLevel that it agrees to, where a test does not say otherwise.
+    """
+
+    def __init__(self, level: int = 0) -> None:
+        self._level = level
         self._server: asyncio.Server | None = None
         self._queue: asyncio.Queue[Peer] = asyncio.Queue()
         self.peers: list[Peer] = []
@@ -344,7 +353,7 @@ class RawTarget:
         self.host, self.port = self._server.sockets[0].getsockname()[:2]
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        peer = Peer(reader, writer)
+        peer = Peer(reader, writer, self._level)
         self.times.append(asyncio.get_running_loop().time())
         self.peers.append(peer)
         self._queue.put_nowait(peer)

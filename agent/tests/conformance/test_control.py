@@ -7,7 +7,7 @@ import asyncio
 
 import pytest
 from tests.conformance import wire
-from tests.conformance.conftest import LUN, READ_10, WRITE_10, Issued, Listener, Rig
+from tests.conformance.conftest import LUN, READ_10, WRITE_10, Issued, Listener, Rig, at_every_level
 from tests.conformance.raw_target import Peer
 
 from blockfleet.net.nexus import Nexus
@@ -25,6 +25,7 @@ async def ask(peer: Peer, ttt: int = 0x1234, data: bytes = b"") -> None:
     await peer.raw(peer.unnumbered(wire.NOP_IN, data=data, itt=wire.NONE_TAG, ttt=ttt, lun=LUN))
 
 
+@at_every_level
 async def test_CTL_01_a_nop_in_with_a_tag_is_answered(session: Session) -> None:
     peer, nexus, _ = session
     await ask(peer, data=b"ping data of the target")
@@ -35,6 +36,7 @@ async def test_CTL_01_a_nop_in_with_a_tag_is_answered(session: Session) -> None:
     assert (await peer.expect(wire.COMMAND)).cmdsn == answer.cmdsn
 
 
+@at_every_level
 async def test_CTL_01_also_under_load_and_with_the_window_closed(rig: Rig) -> None:
     peer, nexus, listener = await rig.login()
     peer.window = 8
@@ -49,6 +51,7 @@ async def test_CTL_01_also_under_load_and_with_the_window_closed(rig: Rig) -> No
 
 
 @pytest.mark.parametrize("wrong", ["nothing", "data", "tag"])
+@at_every_level
 async def test_CTL_03_the_reply_to_a_ping_is_matched_and_a_wrong_one_is_not_fatal(rig: Rig, wrong: str) -> None:
     peer, _, listener = await rig.session(noop_interval=0.1, noop_timeout=0.6)
     ping = await peer.expect(wire.NOP_OUT)
@@ -62,6 +65,7 @@ async def test_CTL_03_the_reply_to_a_ping_is_matched_and_a_wrong_one_is_not_fata
     assert not listener.losses
 
 
+@at_every_level
 async def test_CTL_04_our_own_ping_is_exact(rig: Rig, digests: tuple[str, str]) -> None:
     peer, _, _ = await rig.session(digests=digests, noop_interval=0.1)
     ping = await peer.expect(wire.NOP_OUT)
@@ -72,6 +76,7 @@ async def test_CTL_04_our_own_ping_is_exact(rig: Rig, digests: tuple[str, str]) 
     assert not any(ping.bhs[32:48])
 
 
+@at_every_level
 async def test_CTL_05_statsn_is_confirmed_alone_when_nothing_else_goes_out(
     rig: Rig, digests: tuple[str, str]
 ) -> None:
@@ -91,6 +96,7 @@ async def test_CTL_05_statsn_is_confirmed_alone_when_nothing_else_goes_out(
     assert not listener.losses
 
 
+@at_every_level
 async def test_CTL_05_pings_that_come_often_enough_confirm_it(rig: Rig) -> None:
     rig.hurry(quiet=0.15)
     peer, _, _ = await rig.session(noop_interval=0.1)
@@ -113,6 +119,7 @@ async def test_CTL_06_a_ping_without_an_answer_fails_the_connection(rig: Rig) ->
     await listener.until(lambda: listener.logins == 2)
 
 
+@at_every_level
 async def test_CTL_07_data_that_flow_are_a_sign_of_life(rig: Rig) -> None:
     peer, nexus, listener = await rig.session(noop_interval=0.1, noop_timeout=0.3)
     issued = Issued(nexus, READ_10, read=20 * 512)
@@ -127,6 +134,7 @@ async def test_CTL_07_data_that_flow_are_a_sign_of_life(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("seconds", [1, 5])
+@at_every_level
 async def test_CTL_09_a_request_to_log_out_is_followed(rig: Rig, seconds: int) -> None:
     peer, nexus, listener = await rig.session()
     issued = Issued(nexus)
@@ -145,6 +153,7 @@ async def test_CTL_09_a_request_to_log_out_is_followed(rig: Rig, seconds: int) -
     await listener.until(lambda: listener.logins == 2)
 
 
+@at_every_level
 async def test_CTL_10_a_command_rejected_while_logging_out_may_be_repeated(rig: Rig) -> None:
     peer, nexus, listener = await rig.session()
     issued = Issued(nexus)
@@ -179,6 +188,7 @@ async def test_CTL_11_a_dropped_connection_waits_as_told(rig: Rig, event: int) -
     assert again.requests[0].tsih == 0
 
 
+@at_every_level
 async def test_CTL_11_another_connections_drop_is_not_ours(session: Session) -> None:
     peer, nexus, listener = session
     await peer.raw(peer.asynchronous(2, p1=peer.requests[0].cid + 9, p2=1, p3=2))
@@ -199,6 +209,7 @@ async def test_CTL_12_a_dropped_session_is_recovered_after_the_wait(rig: Rig) ->
     assert again.requests[0].isid == peer.requests[0].isid
 
 
+@at_every_level
 async def test_CTL_13_a_request_to_negotiate_gets_a_text_request(session: Session) -> None:
     peer, _, listener = session
     await peer.raw(peer.asynchronous(4, p3=3))
@@ -229,6 +240,7 @@ async def negotiate(peer: Peer, *said: str) -> None:
     await peer.expect(wire.NOP_OUT)
 
 
+@at_every_level
 async def test_CTL_16_a_negotiation_of_several_pdus_keeps_tag_and_lun(rig: Rig) -> None:
     peer, _, _ = await rig.session()
     await peer.raw(peer.asynchronous(4, p3=3))
@@ -245,6 +257,7 @@ async def test_CTL_16_a_negotiation_of_several_pdus_keeps_tag_and_lun(rig: Rig) 
 
 
 @pytest.mark.parametrize("how", ["rejected", "silent"])
+@at_every_level
 async def test_CTL_17_a_negotiation_that_fails_changes_nothing(rig: Rig, how: str) -> None:
     rig.hurry(text=0.2)
     peer, nexus, listener = await rig.session()
@@ -261,6 +274,7 @@ async def test_CTL_17_a_negotiation_that_fails_changes_nothing(rig: Rig, how: st
     assert not listener.losses
 
 
+@at_every_level
 async def test_CTL_18_a_limit_that_the_target_declares_anew_holds_from_then_on(rig: Rig) -> None:
     peer, nexus, _ = await rig.session()
     await negotiate(peer, "MaxRecvDataSegmentLength=1024")
@@ -271,6 +285,7 @@ async def test_CTL_18_a_limit_that_the_target_declares_anew_holds_from_then_on(r
     assert [len((await peer.expect(wire.DATA_OUT)).data) for _ in range(4)] == [1024] * 4
 
 
+@at_every_level
 async def test_CTL_19_the_logout_request_is_exact(rig: Rig, digests: tuple[str, str]) -> None:
     peer, nexus, _ = await rig.session(digests=digests)
     stopping = rig.background(nexus.stop())
@@ -285,6 +300,7 @@ async def test_CTL_19_the_logout_request_is_exact(rig: Rig, digests: tuple[str, 
 
 
 @pytest.mark.parametrize("how", ["answered", "silent", "reset"])
+@at_every_level
 async def test_CTL_21_after_logout_the_connection_is_closed(rig: Rig, how: str) -> None:
     rig.hurry(logout=0.3)
     peer, nexus, _ = await rig.session()
@@ -303,6 +319,7 @@ async def test_CTL_21_after_logout_the_connection_is_closed(rig: Rig, how: str) 
 
 
 @pytest.mark.parametrize("response", [1, 2, 3])
+@at_every_level
 async def test_CTL_22_a_logout_that_fails_ends_in_session_recovery(rig: Rig, response: int) -> None:
     peer, nexus, listener = await rig.session()
     rig.background(nexus.relogin())
@@ -316,6 +333,7 @@ async def test_CTL_22_a_logout_that_fails_ends_in_session_recovery(rig: Rig, res
     assert again.requests[0].tsih == 0
 
 
+@at_every_level
 async def test_CTL_23_the_times_of_a_good_logout_mean_nothing_at_level_0(rig: Rig) -> None:
     peer, nexus, _ = await rig.session()
     rig.background(nexus.relogin())
@@ -326,6 +344,7 @@ async def test_CTL_23_the_times_of_a_good_logout_mean_nothing_at_level_0(rig: Ri
     assert rig.target.times[-1] - told < 1.0
 
 
+@at_every_level
 async def test_CTL_24_responses_before_that_of_the_logout_count(rig: Rig, digests: tuple[str, str]) -> None:
     peer, nexus, _ = await rig.session(digests=digests)
     done, read = Issued(nexus), Issued(nexus, READ_10, read=512)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 from tests.conformance import wire
-from tests.conformance.conftest import LUN, READ_10, WRITE_10, Issued, Listener, Rig
+from tests.conformance.conftest import LUN, READ_10, WRITE_10, Issued, Listener, Rig, at_every_level
 from tests.conformance.raw_target import Peer
 from tests.conformance.wire import Pdu
 
@@ -46,6 +46,7 @@ async def recovered(rig: Rig, peer: Peer, listener: Listener, *commands: Issued)
     await listener.until(lambda: listener.logins == 2)
 
 
+@at_every_level
 async def test_DAT_01_direction_bits_match_the_transfer(rig: Rig, session: Session) -> None:
     peer, nexus, _ = session
     cases = [({}, 0), ({"read": 4096}, wire.READ), ({"write": b"x" * 512}, wire.WRITE)]
@@ -60,6 +61,7 @@ async def test_DAT_01_direction_bits_match_the_transfer(rig: Rig, session: Sessi
 
 
 @pytest.mark.parametrize("size", [1, 511, 512, 65536, 262144])
+@at_every_level
 async def test_DAT_02_the_expected_length_is_that_of_the_buffer(rig: Rig, size: int) -> None:
     peer, nexus, _ = await rig.session()
     Issued(nexus, READ_10, read=size, lun=0x0102 << 48)
@@ -85,6 +87,7 @@ async def test_DAT_03_a_long_cdb_goes_into_an_additional_header_segment(session:
     await issued.good()
 
 
+@at_every_level
 async def test_DAT_03_a_short_cdb_has_none(session: Session) -> None:
     peer, nexus, _ = session
     Issued(nexus, bytes(16), read=512)
@@ -96,6 +99,7 @@ UNSOLICITED = [("Yes", "Yes"), ("Yes", "No"), ("No", "Yes"), ("No", "No")]
 
 @pytest.mark.parametrize(("immediate", "r2t"), UNSOLICITED)
 @pytest.mark.parametrize("size", [100, 16384, 40000])
+@at_every_level
 async def test_DAT_05_f_is_0_only_where_data_follow_without_r2t(
     rig: Rig, immediate: str, r2t: str, size: int
 ) -> None:
@@ -111,6 +115,7 @@ async def test_DAT_05_f_is_0_only_where_data_follow_without_r2t(
     await peer.quiet()
 
 
+@at_every_level
 async def test_DAT_06_no_data_before_an_r2t(rig: Rig) -> None:
     peer, nexus, _ = await rig.session({"ImmediateData": "No", "InitialR2T": "Yes"})
     Issued(nexus, WRITE_10, write=PATTERN[:8192])
@@ -120,6 +125,7 @@ async def test_DAT_06_no_data_before_an_r2t(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(("limit", "first", "inside"), [("512", "16384", 512), ("8192", "1024", 1024)])
+@at_every_level
 async def test_DAT_07_immediate_data_alone(
     rig: Rig, digests: tuple[str, str], limit: str, first: str, inside: int
 ) -> None:
@@ -134,6 +140,7 @@ async def test_DAT_07_immediate_data_alone(
 
 
 @pytest.mark.parametrize("size", [4096, 16384, 100000])
+@at_every_level
 async def test_DAT_08_one_unsolicited_burst(rig: Rig, digests: tuple[str, str], size: int) -> None:
     peer, nexus, _ = await rig.session({"ImmediateData": "No", "InitialR2T": "No"}, digests)
     Issued(nexus, WRITE_10, write=PATTERN[:size])
@@ -143,6 +150,7 @@ async def test_DAT_08_one_unsolicited_burst(rig: Rig, digests: tuple[str, str], 
     await peer.quiet()
 
 
+@at_every_level
 async def test_DAT_09_immediate_and_unsolicited_data_together(rig: Rig, digests: tuple[str, str]) -> None:
     answers = {"InitialR2T": "No", "FirstBurstLength": "1536", "MaxBurstLength": "2048"}
     peer, nexus, _ = await rig.session({**answers, "MaxRecvDataSegmentLength": "512"}, digests)
@@ -158,6 +166,7 @@ async def test_DAT_09_immediate_and_unsolicited_data_together(rig: Rig, digests:
     await issued.good()
 
 
+@at_every_level
 async def test_DAT_11_unsolicited_data_come_in_the_order_of_the_commands(rig: Rig) -> None:
     peer, nexus, _ = await rig.session({"ImmediateData": "No", "InitialR2T": "No"})
     for _ in range(8):
@@ -170,6 +179,7 @@ async def test_DAT_11_unsolicited_data_come_in_the_order_of_the_commands(rig: Ri
     assert seen == [tag for tag in tags for _ in range(3)]
 
 
+@at_every_level
 async def test_DAT_12_an_r2t_is_served_whole(rig: Rig, digests: tuple[str, str]) -> None:
     answers = {"ImmediateData": "No", "MaxRecvDataSegmentLength": "1024"}
     peer, nexus, _ = await rig.session(answers, digests)
@@ -186,6 +196,7 @@ async def test_DAT_12_an_r2t_is_served_whole(rig: Rig, digests: tuple[str, str])
 
 
 @pytest.mark.parametrize("length", [1, 512, 4095, 4096])
+@at_every_level
 async def test_DAT_13_an_r2t_within_the_limit_gets_one_pdu(rig: Rig, length: int) -> None:
     peer, nexus, _ = await rig.session({"ImmediateData": "No"})
     Issued(nexus, WRITE_10, write=PATTERN[:8192])
@@ -195,6 +206,7 @@ async def test_DAT_13_an_r2t_within_the_limit_gets_one_pdu(rig: Rig, length: int
     assert (pdu.offset, pdu.data, pdu.datasn) == (1000, PATTERN[1000 : 1000 + length], 0)
 
 
+@at_every_level
 async def test_DAT_14_r2ts_are_served_in_the_order_of_their_arrival(rig: Rig) -> None:
     peer, nexus, _ = await rig.session({"ImmediateData": "No"})
     issued = [Issued(nexus, WRITE_10, write=PATTERN[:8192]) for _ in range(2)]
@@ -229,6 +241,7 @@ async def test_DAT_17_an_r2t_out_of_bounds_is_not_served(rig: Rig, digests: tupl
     await listener.loss()
 
 
+@at_every_level
 async def test_DAT_18_an_r2t_with_the_reserved_tag_is_a_protocol_error(rig: Rig) -> None:
     peer, nexus, listener = await rig.session({"ImmediateData": "No"})
     issued = Issued(nexus, WRITE_10, write=PATTERN[:4096])
@@ -257,6 +270,7 @@ async def test_DAT_20_a_gap_in_r2tsn_is_noticed(rig: Rig, sn: int) -> None:
     await recovered(rig, peer, listener, issued)
 
 
+@at_every_level
 async def test_DAT_21_more_r2ts_than_agreed_do_no_harm(rig: Rig) -> None:
     peer, nexus, listener = await rig.session({"ImmediateData": "No", "MaxOutstandingR2T": "1"})
     Issued(nexus, WRITE_10, write=PATTERN[:3072])
@@ -267,6 +281,7 @@ async def test_DAT_21_more_r2ts_than_agreed_do_no_harm(rig: Rig) -> None:
             check_sequence(await sequence(peer), command, 10 + n, 1024 * n, 1024, 4096)
 
 
+@at_every_level
 async def test_DAT_23_a_data_in_without_data_is_legal(session: Session) -> None:
     peer, nexus, _ = session
     issued = Issued(nexus, READ_10, read=1000)
@@ -279,6 +294,7 @@ async def test_DAT_23_a_data_in_without_data_is_legal(session: Session) -> None:
     assert bytes(issued.buffer) == PATTERN[:1000]
 
 
+@at_every_level
 async def test_DAT_23_a_data_in_with_nothing_but_status_is_legal(session: Session) -> None:
     peer, nexus, _ = session
     issued = Issued(nexus, READ_10, read=1000)
@@ -289,6 +305,7 @@ async def test_DAT_23_a_data_in_with_nothing_but_status_is_legal(session: Sessio
     assert (command.data_in_count, command.residual) == (0, 1000)
 
 
+@at_every_level
 async def test_DAT_24_status_may_come_with_the_last_data(session: Session) -> None:
     peer, nexus, _ = session
     issued = Issued(nexus, READ_10, read=3000)
@@ -314,6 +331,7 @@ async def test_DAT_24_status_may_come_with_the_last_data(session: Session) -> No
     await peer.expect(wire.COMMAND)
 
 
+@at_every_level
 async def test_DAT_25_status_without_f_is_an_error(rig: Rig) -> None:
     peer, nexus, listener = await rig.session()
     issued = Issued(nexus, READ_10, read=512)
@@ -323,6 +341,7 @@ async def test_DAT_25_status_without_f_is_an_error(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("status", [0x02, 0x08, 0x18, 0x28])
+@at_every_level
 async def test_DAT_26_an_exception_status_with_data_is_never_good(rig: Rig, status: int) -> None:
     peer, nexus, _ = await rig.session()
     issued = Issued(nexus, READ_10, read=512)
@@ -333,6 +352,7 @@ async def test_DAT_26_an_exception_status_with_data_is_never_good(rig: Rig, stat
 
 
 @pytest.mark.parametrize("over", [1, 4, 0xFFFFFF])
+@at_every_level
 async def test_DAT_27_a_data_in_over_our_limit_ends_the_connection(
     rig: Rig, digests: tuple[str, str], over: int
 ) -> None:
@@ -368,6 +388,7 @@ OUTSIDE = {
 
 
 @pytest.mark.parametrize("case", OUTSIDE)
+@at_every_level
 async def test_DAT_30_data_outside_the_buffer_are_not_placed(rig: Rig, case: str) -> None:
     peer, nexus, listener = await rig.session()
     issued = Issued(nexus, READ_10, read=4096)
@@ -383,6 +404,7 @@ async def test_DAT_30_data_outside_the_buffer_are_not_placed(rig: Rig, case: str
 
 
 @pytest.mark.parametrize("sent", [4096, 3000])
+@at_every_level
 async def test_DAT_31_no_f_at_the_end_of_data_never_makes_short_data_good(rig: Rig, sent: int) -> None:
     peer, nexus, _ = await rig.session()
     issued = Issued(nexus, READ_10, read=4096)
@@ -410,6 +432,7 @@ async def test_DAT_32_padding_is_not_data(session: Session, size: int) -> None:
     await write.good()
 
 
+@at_every_level
 async def test_DAT_33_reserved_bits_are_ignored(session: Session) -> None:
     peer, nexus, listener = session
 
@@ -440,6 +463,7 @@ async def test_DAT_33_reserved_bits_are_ignored(session: Session) -> None:
     assert not listener.losses
 
 
+@at_every_level
 async def test_DAT_33_reserved_bits_are_sent_as_0(session: Session) -> None:
     peer, nexus, _ = session
     Issued(nexus, WRITE_10, write=PATTERN[:8192])

@@ -7,7 +7,7 @@ import os
 
 import pytest
 from tests.conformance import wire
-from tests.conformance.conftest import LUN, READ_10, WRITE_10, Issued, Listener, Rig
+from tests.conformance.conftest import LUN, READ_10, WRITE_10, Issued, Listener, Rig, at_every_level
 from tests.conformance.raw_target import Peer
 
 from blockfleet.net.nexus import Nexus
@@ -21,6 +21,7 @@ def starting_at(cmd_sn: int) -> object:
     return lambda count: cmd_sn.to_bytes(4, "big") if count == 4 else os.urandom(count)
 
 
+@at_every_level
 async def test_NUM_01_cmdsn_rises_by_one_with_each_command(rig: Rig, session: Session) -> None:
     peer, nexus, _ = session
     served = rig.background(peer.serve(1000))
@@ -32,6 +33,7 @@ async def test_NUM_01_cmdsn_rises_by_one_with_each_command(rig: Rig, session: Se
     assert [pdu.cmdsn for pdu in await served] == [wire.serial_add(first, n) for n in range(1000)]
 
 
+@at_every_level
 async def test_NUM_02_an_immediate_request_carries_cmdsn_and_does_not_use_it_up(rig: Rig) -> None:
     peer, nexus, _ = await rig.session(noop_interval=0.1)
     ping = await peer.expect(wire.NOP_OUT)
@@ -52,6 +54,7 @@ async def test_NUM_02_an_immediate_request_carries_cmdsn_and_does_not_use_it_up(
 
 
 @pytest.mark.parametrize("window", [1, 3, 100])
+@at_every_level
 async def test_NUM_04_the_window_is_used_and_kept(rig: Rig, window: int) -> None:
     peer, nexus, _ = await rig.login()
     peer.window = window
@@ -70,6 +73,7 @@ async def test_NUM_04_the_window_is_used_and_kept(rig: Rig, window: int) -> None
 
 
 @pytest.mark.parametrize("start", [0xFFFFFFF0, 0x7FFFFFF0, 0xFFFFFFFF], ids=hex)
+@at_every_level
 async def test_NUM_05_commands_go_on_through_the_wrap(rig: Rig, start: int) -> None:
     peer, nexus, listener = await rig.login(random_bytes=starting_at(start))
     peer.window = 4
@@ -102,6 +106,7 @@ async def closed_window(rig: Rig) -> tuple[Peer, Issued, int]:
 
 
 @pytest.mark.parametrize("below", [2, 3, 1000, 0x7FFFFFFF])
+@at_every_level
 async def test_NUM_06_a_window_that_ends_before_it_begins_is_ignored(rig: Rig, below: int) -> None:
     peer, held, sn = await closed_window(rig)
     await ping_in(peer, wire.serial_add(sn, 1), wire.serial_add(sn, 1 - below))
@@ -111,6 +116,7 @@ async def test_NUM_06_a_window_that_ends_before_it_begins_is_ignored(rig: Rig, b
     assert held.running
 
 
+@at_every_level
 async def test_NUM_07_an_older_window_does_not_shrink_a_newer_one(rig: Rig) -> None:
     peer, held, sn = await closed_window(rig)
     await ping_in(peer, wire.serial_add(sn), wire.serial_add(sn, 3))
@@ -126,6 +132,7 @@ async def test_NUM_07_an_older_window_does_not_shrink_a_newer_one(rig: Rig) -> N
 
 
 @pytest.mark.parametrize("ahead", [2, 10, 0x70000000])
+@at_every_level
 async def test_NUM_08_an_expcmdsn_of_commands_never_sent_is_an_error(rig: Rig, ahead: int) -> None:
     peer, nexus, listener = await rig.session()
     command = Issued(nexus)
@@ -136,6 +143,7 @@ async def test_NUM_08_an_expcmdsn_of_commands_never_sent_is_an_error(rig: Rig, a
     await listener.loss()
 
 
+@at_every_level
 async def test_NUM_10_expstatsn_acknowledges_what_came_in_order(rig: Rig, session: Session) -> None:
     peer, nexus, _ = session
     for _ in range(20):
@@ -159,6 +167,7 @@ async def test_NUM_11_a_gap_in_statsn_leads_to_session_recovery(rig: Rig, jump: 
     assert again.requests[0].tsih == 0
 
 
+@at_every_level
 async def test_NUM_12_only_numbered_pdus_advance_expstatsn(rig: Rig, session: Session) -> None:
     peer, nexus, listener = session
     write = Issued(nexus, WRITE_10, write=b"w" * 5000)
@@ -185,6 +194,7 @@ async def test_NUM_12_only_numbered_pdus_advance_expstatsn(rig: Rig, session: Se
 
 
 @pytest.mark.parametrize("start", [0xFFFFFFFC, 0x7FFFFFFC], ids=hex)
+@at_every_level
 async def test_NUM_13_statsn_wraps(rig: Rig, start: int) -> None:
     peer, nexus, listener = await rig.login()
     peer.stat_sn = start
@@ -196,6 +206,7 @@ async def test_NUM_13_statsn_wraps(rig: Rig, start: int) -> None:
     assert peer.stat_sn == wire.serial_add(start, 12)
 
 
+@at_every_level
 async def test_NUM_16_task_tags_are_unique_while_tasks_live(rig: Rig) -> None:
     peer, nexus, listener = await rig.login()
     peer.window = 400
@@ -217,6 +228,7 @@ async def test_NUM_16_task_tags_are_unique_while_tasks_live(rig: Rig) -> None:
         await command.good()
 
 
+@at_every_level
 async def test_NUM_17_a_window_that_never_opens_blocks_nothing_but_commands(rig: Rig) -> None:
     rig.hurry(abort=0.3)
     peer, nexus, listener = await rig.login(noop_interval=0.15)

@@ -7,7 +7,7 @@ import asyncio
 
 import pytest
 from tests.conformance import wire
-from tests.conformance.conftest import LUN, READ_10, WRITE_10, Issued, Listener, Rig
+from tests.conformance.conftest import LUN, READ_10, WRITE_10, Issued, Listener, Rig, at_every_level
 from tests.conformance.raw_target import Peer
 
 from blockfleet.model.desired import Policy
@@ -27,6 +27,7 @@ DESCRIPTOR_SENSE = bytes([0, 8, 0x72, 0x05, 0x24, 0x00, 0, 0, 0, 0])
     [(wire.UNDERFLOW, 3584, 512, 512), (wire.OVERFLOW, 4096, 100, -100), (wire.UNDERFLOW, 0, 4096, 4096)],
     ids=["short", "long", "nothing"],
 )
+@at_every_level
 async def test_RSP_02_residuals_are_reported(
     session: Session, flags: int, sent: int, residual: int, seen: int
 ) -> None:
@@ -41,6 +42,7 @@ async def test_RSP_02_residuals_are_reported(
 
 
 @pytest.mark.parametrize("flags", [0x06, 0x18], ids=["O and U", "o and u"])
+@at_every_level
 async def test_RSP_02_overflow_and_underflow_together_are_an_error(rig: Rig, flags: int) -> None:
     peer, nexus, listener = await rig.session()
     issued = Issued(nexus, WRITE_10, write=bytes(512))
@@ -52,6 +54,7 @@ async def test_RSP_02_overflow_and_underflow_together_are_an_error(rig: Rig, fla
 
 @pytest.mark.parametrize("direction", ["read", "write"])
 @pytest.mark.parametrize("residual", [513, 0xFFFFFFFF])
+@at_every_level
 async def test_RSP_02_a_residual_beyond_the_buffer_is_not_believed(rig: Rig, direction: str, residual: int) -> None:
     peer, nexus, _ = await rig.session()
     options = {"read": 512} if direction == "read" else {"write": bytes(512)}
@@ -63,6 +66,7 @@ async def test_RSP_02_a_residual_beyond_the_buffer_is_not_believed(rig: Rig, dir
 
 
 @pytest.mark.parametrize("sent", [0, 512, 4092])
+@at_every_level
 async def test_RSP_03_short_data_without_a_residual_are_no_success(session: Session, sent: int) -> None:
     peer, nexus, listener = session
     issued = Issued(nexus, READ_10, read=4096)
@@ -77,6 +81,7 @@ async def test_RSP_03_short_data_without_a_residual_are_no_success(session: Sess
 
 
 @pytest.mark.parametrize("flag", [wire.BIDI_UNDERFLOW, wire.BIDI_OVERFLOW], ids=["u", "o"])
+@at_every_level
 async def test_RSP_04_the_read_residual_of_a_bidirectional_command_counts(rig: Rig, flag: int) -> None:
     peer, nexus, _ = await rig.session()
     issued = Issued(nexus, WRITE_10, read=1024, write=bytes(512))
@@ -137,6 +142,7 @@ CONDITIONS = [(0x0B, 0x47, 0x05), (0x0B, 0x0C, 0x0C), (0x0B, 0x0C, 0x0D), (0x0B,
 
 
 @pytest.mark.parametrize("condition", CONDITIONS, ids=lambda c: "/".join(f"{part:02x}" for part in c))
+@at_every_level
 async def test_RSP_06_iscsi_conditions_lead_to_a_new_command(rig: Rig, condition: tuple[int, int, int]) -> None:
     peer, nexus, _ = await rig.session()
     issued = Issued(OnePath(nexus), READ_10, read=512)
@@ -167,6 +173,7 @@ ATTENTIONS = {
 
 
 @pytest.mark.parametrize("condition", ATTENTIONS, ids=lambda c: f"{c[0]:02x}/{c[1]:02x}")
+@at_every_level
 async def test_RSP_08_a_unit_attention_is_acted_on_and_the_command_repeated(
     rig: Rig, condition: tuple[int, int]
 ) -> None:
@@ -197,6 +204,7 @@ async def test_RSP_09_an_expdatasn_above_what_came_is_missing_data(rig: Rig, mor
 
 
 @pytest.mark.parametrize("which", ["again", "unknown"])
+@at_every_level
 async def test_RSP_10_a_response_to_no_task_ends_no_other(rig: Rig, which: str) -> None:
     peer, nexus, listener = await rig.session()
     first, second = Issued(nexus), Issued(nexus)

@@ -7,7 +7,7 @@ import asyncio
 
 import pytest
 from tests.conformance import wire
-from tests.conformance.conftest import LUN, READ_10, WRITE_10, Issued, Listener, Rig
+from tests.conformance.conftest import LUN, READ_10, WRITE_10, Issued, Listener, Rig, at_every_level
 from tests.conformance.raw_target import Peer
 from tests.conformance.wire import Pdu
 
@@ -46,6 +46,7 @@ async def stuck(
     return peer, issued, command, await peer.expect(wire.TASK_REQUEST)
 
 
+@at_every_level
 async def test_TMF_01_abort_task_names_the_task(rig: Rig, digests: tuple[str, str]) -> None:
     peer, issued, command, request = await stuck(rig, digests)
     assert request.bhs[1] == 0x80 | ABORT_TASK
@@ -58,6 +59,7 @@ async def test_TMF_01_abort_task_names_the_task(rig: Rig, digests: tuple[str, st
 
 
 @pytest.mark.parametrize(("function", "lun"), [(LUN_RESET, LUN), (WARM_RESET, 0)])
+@at_every_level
 async def test_TMF_03_other_functions_name_no_task(session: Session, function: int, lun: int) -> None:
     peer, nexus, _ = session
     work = nexus.lun_reset(LUN, 2.0) if function == LUN_RESET else nexus.target_warm_reset(2.0)
@@ -69,6 +71,7 @@ async def test_TMF_03_other_functions_name_no_task(session: Session, function: i
     assert await waiting == COMPLETE
 
 
+@at_every_level
 async def test_TMF_04_functions_are_immediate_and_use_no_cmdsn(session: Session) -> None:
     peer, nexus, _ = session
     waiting = asyncio.create_task(nexus.lun_reset(LUN, 2.0))
@@ -79,6 +82,7 @@ async def test_TMF_04_functions_are_immediate_and_use_no_cmdsn(session: Session)
     assert (request.immediate, (await peer.expect(wire.COMMAND)).cmdsn) == (True, request.cmdsn)
 
 
+@at_every_level
 async def test_TMF_06_a_response_before_that_of_the_function_counts(rig: Rig) -> None:
     peer, issued, command, request = await stuck(rig, read=0)
     await peer.raw(peer.response(command.itt))
@@ -88,6 +92,7 @@ async def test_TMF_06_a_response_before_that_of_the_function_counts(rig: Rig) ->
     assert issued.ends == 1
 
 
+@at_every_level
 async def test_TMF_06_a_response_after_that_of_the_function_reaches_nobody(rig: Rig) -> None:
     peer, issued, command, request = await stuck(rig, read=0)
     await answer(peer, request)
@@ -101,6 +106,7 @@ async def test_TMF_06_a_response_after_that_of_the_function_reaches_nobody(rig: 
 
 
 @pytest.mark.parametrize("response", [COMPLETE, NO_TASK])
+@at_every_level
 async def test_TMF_08_a_task_that_is_gone_is_settled(rig: Rig, response: int) -> None:
     peer, issued, _, request = await stuck(rig)
     await answer(peer, request, response)
@@ -111,6 +117,7 @@ async def test_TMF_08_a_task_that_is_gone_is_settled(rig: Rig, response: int) ->
 @pytest.mark.parametrize(
     "response", [NO_LUN, STILL_ALLEGIANT, NO_REASSIGN, UNSUPPORTED, UNAUTHORISED, REJECTED], ids=str
 )
+@at_every_level
 async def test_TMF_08_any_other_response_leads_up_the_ladder(rig: Rig, response: int) -> None:
     peer, issued, _, request = await stuck(rig)
     await answer(peer, request, response)
@@ -121,6 +128,7 @@ async def test_TMF_08_any_other_response_leads_up_the_ladder(rig: Rig, response:
     assert (await issued.end()).outcome is Outcome.ABORTED
 
 
+@at_every_level
 async def test_TMF_09_each_step_of_the_ladder_is_bounded(rig: Rig) -> None:
     started = asyncio.get_running_loop().time()
     peer, issued, _, request = await stuck(rig)
@@ -134,6 +142,7 @@ async def test_TMF_09_each_step_of_the_ladder_is_bounded(rig: Rig) -> None:
     await (await rig.target.accept()).log_in()
 
 
+@at_every_level
 async def test_TMF_09_a_target_reset_comes_before_session_recovery_where_it_is_allowed(rig: Rig) -> None:
     rig.hurry(target_reset=True)
     peer, _, _, _ = await stuck(rig)
@@ -142,6 +151,7 @@ async def test_TMF_09_a_target_reset_comes_before_session_recovery_where_it_is_a
 
 
 @pytest.mark.parametrize("kind", ["read", "write", "none"])
+@at_every_level
 async def test_TMF_12_a_command_in_trouble_is_aborted_not_forgotten(rig: Rig, kind: str) -> None:
     rig.hurry(abort=0.2)
     peer, nexus, _ = await rig.session()
@@ -152,6 +162,7 @@ async def test_TMF_12_a_command_in_trouble_is_aborted_not_forgotten(rig: Rig, ki
     assert (request.rtt, issued.running) == (itt, True)
 
 
+@at_every_level
 async def test_TMF_13_a_function_rejected_for_want_of_room_is_sent_again(session: Session) -> None:
     peer, nexus, _ = session
     waiting = asyncio.create_task(nexus.lun_reset(LUN, 2.0))
@@ -165,6 +176,7 @@ async def test_TMF_13_a_function_rejected_for_want_of_room_is_sent_again(session
         waiting.cancel()
 
 
+@at_every_level
 async def test_TMF_13_several_functions_may_be_under_way(session: Session) -> None:
     peer, nexus, _ = session
     waiting = [asyncio.create_task(nexus.lun_reset(n << 48, 2.0)) for n in range(4)]
@@ -175,6 +187,7 @@ async def test_TMF_13_several_functions_may_be_under_way(session: Session) -> No
     assert [await one for one in waiting] == [COMPLETE, COMPLETE, UNSUPPORTED, COMPLETE]
 
 
+@at_every_level
 async def test_TMF_14_an_aborted_command_leaves_no_gap(rig: Rig) -> None:
     peer, issued, command, request = await stuck(rig)
     # The target never saw the command; with the function it counts its CmdSN as received (10.6.1).
@@ -188,6 +201,7 @@ async def test_TMF_14_an_aborted_command_leaves_no_gap(rig: Rig) -> None:
         await good.good()
 
 
+@at_every_level
 async def test_TMF_15_a_function_ends_only_what_it_names(rig: Rig) -> None:
     peer, nexus, _ = await rig.session()
     here, there = Issued(nexus, lun=LUN), Issued(nexus, lun=LUN + (1 << 48))
@@ -203,6 +217,7 @@ async def test_TMF_15_a_function_ends_only_what_it_names(rig: Rig) -> None:
     await there.good()
 
 
+@at_every_level
 async def test_TMF_09_a_caller_gets_an_answer_in_bounded_time(rig: Rig) -> None:
     rig.hurry()
     _, nexus, _ = await rig.session()
@@ -210,6 +225,7 @@ async def test_TMF_09_a_caller_gets_an_answer_in_bounded_time(rig: Rig) -> None:
         await nexus.lun_reset(LUN, 0.2)
 
 
+@at_every_level
 async def test_TMF_02_no_scsi_command_is_immediate(session: Session) -> None:
     """The condition of the row: a task that an immediate command has made."""
     peer, nexus, _ = session
