@@ -30,6 +30,14 @@ LOOK_EVERY = 64
 """Inputs between two looks at the clock."""
 
 
+MAXIMUM_CPU = 5.0
+"""Seconds of CPU that one input may take: of those a machine under load has no fewer."""
+
+
+class SlowError(Exception):
+    """An input takes too long."""
+
+
 class GrowthError(Exception):
     """Inputs leave something behind."""
 
@@ -77,7 +85,11 @@ def main() -> None:
     growth = Growth()
 
     def run(data: bytes) -> None:
+        begin = time.process_time()
         test_one_input(data)
+        seconds = time.process_time() - begin
+        if seconds > MAXIMUM_CPU:
+            raise SlowError(f"{seconds:.1f} s of CPU")
         growth.look()
 
     # libFuzzer starts itself anew to merge, by the words that it takes for its own name.

@@ -21,11 +21,11 @@ CORPUS = Path(__file__).with_name("corpus")
 AGENT = Path(__file__).parents[2]
 OUTPUT = AGENT.parent / "build" / "fuzz"
 
-INPUT_TIMEOUT = 10
-"""Seconds that one input may take."""
+INPUT_TIMEOUT = 120
+"""Seconds after which an input hangs, however little of the machine this process gets."""
 RSS_LIMIT = 1024
 """MiB that the process of one harness may have."""
-GRACE = 120.0
+GRACE = 600.0
 """Seconds above its time that a run gets to start and to end."""
 
 AVAILABLE = importlib.util.find_spec("atheris") is not None
@@ -65,9 +65,7 @@ class Report:
         return self.executions / self.seconds if self.seconds else 0.0
 
 
-def fuzz(
-    harness: Harness, seconds: int, *, folder: Path = OUTPUT, seed: int = 0, input_timeout: int = INPUT_TIMEOUT
-) -> Report:
+def fuzz(harness: Harness, seconds: int, *, folder: Path = OUTPUT, seed: int = 0) -> Report:
     """Fuzz one harness for so long, from the kept corpus on; new inputs, log and findings go to ``folder``."""
     place = folder / harness.name
     found = place / "corpus"
@@ -76,7 +74,7 @@ def fuzz(
     words.write_text("".join(f'"{_escaped(token)}"\n' for token in harness.tokens))
     command = [
         *(sys.executable, "-m", "tests.fuzz.one", harness.name, str(found), str(CORPUS / harness.name)),
-        *(f"-max_total_time={seconds}", f"-timeout={input_timeout}", f"-rss_limit_mb={RSS_LIMIT}"),
+        *(f"-max_total_time={seconds}", f"-timeout={INPUT_TIMEOUT}", f"-rss_limit_mb={RSS_LIMIT}"),
         *(f"-max_len={harness.maximum_length}", f"-artifact_prefix={place}/", f"-seed={seed}"),
         *((f"-dict={words}",) if harness.tokens else ()),
         *("-print_final_stats=1", "-detect_leaks=0", "-len_control=20"),

@@ -85,7 +85,7 @@ def test_the_corpus_finds_a_defect_that_is_put_in(name: str, monkeypatch: pytest
 @pytest.mark.skipif(not run.AVAILABLE, reason="atheris is not installed: there is no wheel of it for this machine")
 @pytest.mark.parametrize("name", HARNESSES)
 def test_a_short_run_of_the_fuzzer_finds_nothing(name: str, tmp_path: Path) -> None:
-    report = run.fuzz(HARNESSES[name], SHORT_RUN, folder=tmp_path, seed=SEED, input_timeout=60)
+    report = run.fuzz(HARNESSES[name], SHORT_RUN, folder=tmp_path, seed=SEED)
     assert not report.fault, f"{report.fault}\n{report.log.read_text(errors='replace')[-3000:]}"
     assert report.executions >= len(run.kept(name))
     assert report.coverage > 50
