@@ -20,8 +20,8 @@ from blockfleet.model import loading, names
 from blockfleet.model.portal import Portal
 from blockfleet.scsi import vpd
 
-SHORT_RUN = 2
-"""Seconds for each harness; all of them, with their start, take less than a minute of CPU."""
+SHORT_RUN = 1
+"""Seconds for each harness; with their start and the replay they take less than a minute of CPU."""
 SEED = 1
 """The short run tries the same inputs in the same order: only the code under test changes what it finds."""
 
@@ -83,6 +83,7 @@ def test_the_corpus_finds_a_defect_that_is_put_in(name: str, monkeypatch: pytest
 
 
 @pytest.mark.skipif(not run.AVAILABLE, reason="atheris is not installed: there is no wheel of it for this machine")
+@pytest.mark.timeout(run.GRACE)
 @pytest.mark.parametrize("name", HARNESSES)
 def test_a_short_run_of_the_fuzzer_finds_nothing(name: str, tmp_path: Path) -> None:
     report = run.fuzz(HARNESSES[name], SHORT_RUN, folder=tmp_path, seed=SEED)
