@@ -143,3 +143,10 @@ def test_connections_are_shown_under_their_session_with_what_the_policy_makes_of
 
 def test_a_session_of_one_connection_is_not_listed_twice(agent, cli):
     assert "Connections" not in cli("sessions").out
+
+
+def test_a_portal_that_is_none_is_an_error_of_one_line(agent, cli, declared):
+    declared({"portal": P3})
+    outcome = cli("connections", "remove", TARGET, "--portal", "192.0.2.13:0")
+    assert (outcome.code, len(outcome.err.splitlines())) == (1, 1)
+    assert "from 1 to 65535" in outcome.err

@@ -62,6 +62,11 @@ def test_status_shows_the_host_its_targets_volumes_and_problems(agent, cli):
         "VOLUME    SIZE   STATE      PATHS   POLICY        CLIENTS   IDENTITY               DEVICE",
         f"db01     1 GiB   degraded   1/2     round_robin   1         naa.6000000000000001   {SOCKET}",
         "",
+        "Paths",
+        "VOLUME   PORTAL   LUN   STATE    POLICY        ROLE   COMMANDS   IN FLIGHT   FAILED   LOST",
+        "db01     a          -   active   round_robin   -             0           0        0      0",
+        "db01     b          -   failed   round_robin   -             0           0        0      0",
+        "",
         "problem: 192.0.2.11:3260: connection refused [ISDSC_CONNECTION_FAILED]",
     ]
 

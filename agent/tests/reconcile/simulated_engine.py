@@ -304,6 +304,8 @@ class SimulatedEngine:
             if unit.identity == spec.identity
         )
         return VolumeState(
+            failback=spec.failback,
+            path_settings=spec.path_settings,
             name=spec.name,
             identity=spec.identity,
             targets=spec.targets,

@@ -17,6 +17,7 @@ from blockfleet.model.errors import BlockfleetError
 from blockfleet.model.isdsc import Isdsc
 from blockfleet.model.loading import load_change, load_document
 from blockfleet.model.plan import DiscoveryReport, HostStatus, Plan, Report
+from blockfleet.model.portal import InvalidPortal, Portal
 
 Json = dict[str, Any]
 
@@ -55,6 +56,16 @@ def change_options(*, disruption: bool, relogin: bool, wait: float) -> Json:
         "relogin": "now" if relogin else "next_login",
         "wait_timeout": wait,
     }
+
+
+def portal_text(text: str) -> str:
+    """Return a portal as documents write it.  Raises INVALID_PARAMETER for what is none."""
+    try:
+        return str(Portal.parse(text))
+    except InvalidPortal as error:
+        raise BlockfleetError(
+            Isdsc.INVALID_PARAMETER, str(error), remedy="write host, host:port or [IPv6]:port"
+        ) from None
 
 
 def _change_of(file: Path | None, *, replace: bool) -> Json:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from blockfleet.cli.changing import WaitOption, apply_change, change_options
+from blockfleet.cli.changing import WaitOption, apply_change, change_options, portal_text
 from blockfleet.cli.terminal import Environment, JsonFlag, environment
 from blockfleet.model.desired import Target
 from blockfleet.model.errors import BlockfleetError
@@ -15,7 +15,6 @@ from blockfleet.model.isdsc import Isdsc
 from blockfleet.model.load_balance import MAXIMUM_WEIGHT, LoadBalancePolicy
 from blockfleet.model.loading import load_document
 from blockfleet.model.plan import DesiredView
-from blockfleet.model.portal import Portal
 
 TargetArgument = Annotated[str, typer.Argument(metavar="TARGET", help="The target's iSCSI name.")]
 WeightOption = Annotated[
@@ -90,7 +89,7 @@ def remove(
             f"cannot remove the last connection of a session to {declared.name}",
             remedy=f"log out instead: blockfleet logout {declared.name}",
         )
-    wanted = None if portal is None else str(Portal.parse(portal))
+    wanted = None if portal is None else portal_text(portal)
     own = () if declared.portals == "all" else declared.portals or ()
     fits = [
         i

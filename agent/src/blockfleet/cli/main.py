@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from blockfleet.cli import changing, connections, looking, tracing
+from blockfleet.cli import changing, connections, looking, paths, tracing
 from blockfleet.cli.exits import Exit
 from blockfleet.cli.terminal import Environment, Terminal
 from blockfleet.model.errors import BlockfleetError
@@ -43,7 +43,11 @@ VERBS: tuple[Callable[..., None], ...] = (
 )
 
 GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
-    "connections": ("Change the connections of the sessions to a target, while they are in use.", connections.VERBS)
+    "connections": (
+        "Change the connections of the sessions to a target while they are in use.",
+        connections.VERBS,
+    ),
+    "paths": ("Say how volumes spread I/O over their paths, and see how these stand.", paths.VERBS),
 }
 """Verbs of two words: the first, what its help says, and the second ones."""
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from blockfleet.cli.present_connections import connections_table, have_several, trouble_lines
+from blockfleet.cli.present_paths import have_several_paths, paths_table
 from blockfleet.cli.tables import BAD, DOUBTFUL, FAINT, GOOD, STRONG, phase_text, table_of
 from blockfleet.model.plan import (
     Action,
@@ -117,6 +118,8 @@ def status_parts(status: HostStatus) -> Iterator[RenderableType]:
         yield from _titled("Connections", connections_table(status.targets))
     if status.volumes:
         yield from _titled("Volumes", VolumesView(status.volumes))
+    if have_several_paths(status.volumes):
+        yield from _titled("Paths", paths_table(status.volumes))
     if not status.targets and not status.volumes:
         yield Text("\nNothing is declared. Write a document and hand it to 'blockfleet apply FILE'.", FAINT)
     if status.problems:

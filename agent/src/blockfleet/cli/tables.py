@@ -26,7 +26,7 @@ _PHASE_STYLES = {
 _LONG = frozenset({"TARGET", "CAUSE"})
 """Columns that are folded, character by character, where a terminal is too narrow."""
 
-_NUMBERS = frozenset({"SIZE", "COMMANDS", "IN FLIGHT"})
+_NUMBERS = frozenset({"SIZE", "COMMANDS", "IN FLIGHT", "LUN", "FAILED", "LOST"})
 
 
 def table_of(*columns: str) -> Table:

@@ -24,11 +24,12 @@ class Absent(_Part):
     static_targets: tuple[TargetName, ...] = ()
     target_portals: dict[TargetName, Literal["all"] | tuple[PortalText, ...]] = {}
     """Logins to end: some portals of a target, or ``all``.  ``lifetime`` and ``min_paths`` speak of logins and go
-    with the last one; credentials, login options and policy stay."""
+    with the last one, roles of paths with their portal; credentials, login options and policy stay."""
     targets: tuple[TargetName, ...] = ()
     """Targets to forget whole, with sessions, credentials and policy."""
     chap: tuple[TargetName | Literal["discovery"], ...] = ()
     policies: tuple[TargetName | Literal["default"], ...] = ()
+    """Policies with all that belongs to them: fail-back and the roles of paths."""
     volumes: tuple[VolumeName, ...] = ()
 
 

@@ -94,8 +94,9 @@ def _unique(thing: str, values: list[str]) -> None:
         seen.add(value)
 
 
-def _refuse(kind: str, message: str) -> PydanticCustomError:
-    return PydanticCustomError(kind, "{message}", {"message": message})
+def _refuse(kind: str, message: str, *at: str | int) -> PydanticCustomError:
+    """Make the error of a broken rule; ``at`` leads to the object that broke it, from the one that has the rule."""
+    return PydanticCustomError(kind, "{message}", {"message": message, "at": at})
 
 
 TargetName = Annotated[str, AfterValidator(names.normalise)]
@@ -218,6 +219,38 @@ class Connection(ConnectionRole):
     """Another portal of the same portal group; ``None`` is the session's own."""
 
 
+class VolumePath(ConnectionRole):
+    """What load balance policies are told of the path of volumes through one portal of their target."""
+
+    portal: PortalText
+    primary: bool = False
+    """The first choice among equals."""
+
+
+def _check_paths(
+    owner: str, paths: tuple[VolumePath, ...], portals: tuple[str, ...] | None, *at: str | int
+) -> None:
+    """Refuse roles that contradict each other or the target's portals, where those are listed."""
+    seen: set[str] = set()
+    for path in paths:
+        if path.portal in seen:
+            raise _refuse("duplicate_path", f"the path of {owner} via {path.portal} appears twice", *at)
+        seen.add(path.portal)
+        if path.primary and path.standby:
+            raise _refuse(
+                "primary_in_standby", f"the path of {owner} via {path.portal} is primary and in standby", *at
+            )
+    primary = [path.portal for path in paths if path.primary]
+    if len(primary) > 1:
+        raise _refuse("several_primaries", f"{owner} has {len(primary)} primary paths: {', '.join(primary)}", *at)
+    if not portals:
+        return
+    for portal in sorted(seen.difference(portals)):
+        raise _refuse("unknown_path", f"{owner} has no path via {portal}: the target's portals are others", *at)
+    if {path.portal for path in paths if path.standby} == set(portals):
+        raise _refuse("all_paths_in_standby", f"every path of {owner} is in standby", *at)
+
+
 class DiscoveryPortal(_Part):
     """A portal that is asked with SendTargets."""
 
@@ -260,6 +293,10 @@ class Target(_Part):
     login: LoginOptions | None = None
     lifetime: Lifetime | None = None
     policy: Policy | None = None
+    failback: bool | None = None
+    """Whether I/O of its volumes returns to a path that was lost and is back."""
+    paths: tuple[VolumePath, ...] | None = None
+    """Paths of its volumes that are not ordinary ones: through which portals, and what they are."""
     min_paths: Number | None = Field(default=None, ge=1, le=64)
     """How many sessions must be logged in for the target to count as ready; ``None`` means all of them."""
     connections: tuple[Connection, ...] | None = None
@@ -281,6 +318,16 @@ class Target(_Part):
         if leading.standby and all(connection.standby for connection in further):
             raise _refuse("all_in_standby", f"every connection of a session to {self.name} is in standby")
         return self
+
+    @model_validator(mode="after")
+    def _paths(self) -> Target:
+        _check_paths(self.name, self.paths or (), self.listed_portals)
+        return self
+
+    @property
+    def listed_portals(self) -> tuple[str, ...] | None:
+        """The portals, where they are declared one by one."""
+        return self.portals if isinstance(self.portals, tuple) else None
 
     @model_validator(mode="after")
     def _portals(self) -> Target:
@@ -305,6 +352,9 @@ class Volume(_Part):
     identity: Identity | None = None
     """VPD 83h identity; once bound, the agent holds the volume to it whatever the LUN says."""
     policy: Policy | None = None
+    failback: bool | None = None
+    paths: tuple[VolumePath, ...] | None = None
+    """Paths that are not ordinary ones; they stand in for all that the target declares."""
     read_only: bool = False
     attach: Attachment = Attachment.SOCKET
 
@@ -330,6 +380,8 @@ class Document(_Part):
     discovery: Discovery = Discovery()
     policy: Policy = Policy.FAIL_OVER_ONLY
     """Default for volumes whose target declares none."""
+    failback: bool = True
+    """The same."""
     targets: tuple[Target, ...] = ()
     volumes: tuple[Volume, ...] = ()
 
@@ -339,4 +391,7 @@ class Document(_Part):
         _unique("volume", [v.name for v in self.volumes])
         _unique("volume_identity", [v.identity for v in self.volumes if v.identity])
         _unique("volume_unit", [f"{v.target} LUN {v.lun}" for v in self.volumes if v.lun is not None])
+        portals = {target.name: target.listed_portals for target in self.targets}
+        for index, volume in enumerate(self.volumes):
+            _check_paths(f"volume {volume.name}", volume.paths or (), portals.get(volume.target), "volumes", index)
         return self

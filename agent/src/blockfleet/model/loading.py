@@ -34,6 +34,11 @@ _CODES: dict[str, Isdsc] = {
     "min_paths": Isdsc.PATH_COUNT_MISMATCH,
     "too_many_connections": Isdsc.TOO_MANY_CONNECTIONS,
     "all_in_standby": Isdsc.NO_PRIMARY_PATH_SPECIFIED,
+    "duplicate_path": Isdsc.DUPLICATE_PATH_SPECIFIED,
+    "primary_in_standby": Isdsc.NO_PRIMARY_PATH_SPECIFIED,
+    "several_primaries": Isdsc.MULTIPLE_PRIMARY_PATHS_SPECIFIED,
+    "unknown_path": Isdsc.INVALID_PATH_ID,
+    "all_paths_in_standby": Isdsc.NO_PRIMARY_PATH_SPECIFIED,
     "duplicate_portal": Isdsc.TARGET_PORTAL_ALREADY_EXISTS,
     "duplicate_target": Isdsc.TARGET_ALREADY_EXISTS,
     "duplicate_static_target": Isdsc.TARGET_ALREADY_EXISTS,
@@ -64,6 +69,11 @@ _REMEDIES: dict[str, str] = {
     "min_paths": "lower min_paths or list more portals",
     "too_many_connections": "declare fewer",
     "all_in_standby": "let one of them be active",
+    "duplicate_path": "remove one",
+    "primary_in_standby": "let it be one of the two",
+    "several_primaries": "let one of them be primary",
+    "unknown_path": "correct the portal, or declare it",
+    "all_paths_in_standby": "let one of them be active",
     "duplicate_portal": "remove one",
     "duplicate_target": "remove one",
     "duplicate_static_target": "remove one",
@@ -82,6 +92,11 @@ _RULE_FIELDS: dict[str, str] = {
     "min_paths": "min_paths",
     "too_many_connections": "connections",
     "all_in_standby": "connections",
+    "duplicate_path": "paths",
+    "primary_in_standby": "paths",
+    "several_primaries": "paths",
+    "unknown_path": "paths",
+    "all_paths_in_standby": "paths",
     "duplicate_portal": "portals",
     "duplicate_target": "targets",
     "duplicate_static_target": "static",
@@ -137,7 +152,7 @@ def error_from(details: list[ErrorDetails]) -> BlockfleetError:
     """Turn pydantic's list of faults into the one error that is reported."""
     fault = _most_telling(details)
     kind = fault["type"]
-    path = [*_path(fault["loc"])]
+    path = [*_path(fault["loc"]), *fault.get("ctx", {}).get("at", ())]
     if kind in _RULE_FIELDS:
         path.append(_RULE_FIELDS[kind])
     field = join_path(path)

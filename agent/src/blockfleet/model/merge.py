@@ -15,6 +15,7 @@ from blockfleet.model.desired import SECRET_FIELDS, Document, PortalText
 from blockfleet.model.errors import BlockfleetError
 from blockfleet.model.isdsc import Isdsc
 from blockfleet.model.loading import error_from, load_document
+from blockfleet.model.path_roles import drop_roles_of_gone_portals
 from blockfleet.model.portal import InvalidPortal, Portal
 
 Plain = dict[str, Any]
@@ -31,10 +32,13 @@ def merge(document: Document, change: Change) -> Document:
         merged, origins = _without_none(given), _Origins()
     else:
         merged, origins = _merge_document(before, given, frozenset(change.exclusive))
+        drop_roles_of_gone_portals(merged, before, _portal_key)
     # Removal works on the document as it is after the merge, which must therefore be right by itself.
     after = origins.load(merged)
     if change.absent != Absent():
-        after = load_document(_remove(plain(after), change.absent))
+        left = _remove(plain(after), change.absent)
+        drop_roles_of_gone_portals(left, plain(after), _portal_key)
+        after = load_document(left)
     return after
 
 
@@ -289,7 +293,8 @@ def _remove(document: Plain, absent: Absent) -> Plain:
         for portal in discovery["portals"]:
             portal.pop("chap", None)
     if "default" in absent.policies:
-        document.pop("policy", None)
+        for field in ("policy", "failback"):
+            document.pop(field, None)
     targets = [t for t in document["targets"] if t["name"] not in set(absent.targets)]
     document["targets"] = [kept for target in targets if (kept := _remove_from_target(target, absent))]
     document["volumes"] = [v for v in document["volumes"] if v["name"] not in set(absent.volumes)]
@@ -304,7 +309,8 @@ def _remove_from_target(target: Plain, absent: Absent) -> Plain | None:
     if name in absent.chap:
         target.pop("chap", None)
     if name in absent.policies:
-        target.pop("policy", None)
+        for field in ("policy", "failback", "paths"):
+            target.pop(field, None)
     if name in absent.target_portals:
         _remove_portals(target, absent.target_portals[name])
     return target if len(target) > 1 else None

@@ -174,6 +174,8 @@ class Executor:
                 identity=step.identity,
                 targets=(volume.target,),
                 policy=volume.policy,
+                failback=volume.failback,
+                path_settings=volume.path_settings,
                 read_only=volume.read_only,
             )
         )

@@ -6,7 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from blockfleet.model.desired import Chap, Connection, Document, LoginOptions, Target, Volume
+from blockfleet.model.desired import (
+    Chap,
+    Connection,
+    ConnectionRole,
+    Document,
+    LoginOptions,
+    Target,
+    Volume,
+    VolumePath,
+)
 from blockfleet.model.plan import Action, Kind, Verb
 from blockfleet.reconcile.wanted import Fingerprint
 from blockfleet.store.secrets import SHOWN_FINGERPRINT
@@ -39,7 +48,7 @@ def _parts(document: Document, fingerprint: Fingerprint) -> Iterator[tuple[Part,
     initiator = document.initiator.model_dump(mode="json", exclude_none=True)
     if initiator:
         yield (Kind.INITIATOR, "initiator"), initiator
-    yield (Kind.POLICY, "default"), {"policy": document.policy.value}
+    yield (Kind.POLICY, "default"), {"policy": document.policy.value, **({} if document.failback else _NO_FAILBACK)}
     for portal in document.discovery.portals:
         yield (Kind.DISCOVERY_PORTAL, portal.portal), {}
         if portal.chap is not None:
@@ -60,19 +69,36 @@ def _target_parts(target: Target, fingerprint: Fingerprint) -> Iterator[tuple[Pa
         own["login"] = target.login.model_dump(mode="json", exclude_none=True)
     if target.connections is not None:
         own["connections"] = [_connection(connection) for connection in target.connections]
-    if own or (target.chap is None and target.policy is None):
+    policy = _spread(target)
+    if own or (target.chap is None and not policy):
         yield (Kind.TARGET, target.name), own
     if target.chap is not None:
         yield (Kind.CHAP, target.name), _chap(target.chap, fingerprint)
-    if target.policy is not None:
-        yield (Kind.POLICY, target.name), {"policy": target.policy.value}
+    if policy:
+        yield (Kind.POLICY, target.name), policy
+
+
+_NO_FAILBACK = {"failback": False}
+
+
+def _spread(part: Target | Volume) -> dict[str, Any]:
+    """Return what is declared of how I/O is spread over paths."""
+    shown = part.model_dump(mode="json", exclude_none=True, include={"policy", "failback"})
+    if part.paths is not None:
+        shown["paths"] = [_path(path) for path in part.paths]
+    return shown
+
+
+def _path(path: VolumePath) -> str:
+    return " ".join([path.portal, *(["primary"] if path.primary else []), *_role(path)])
+
+
+def _role(role: ConnectionRole) -> list[str]:
+    return [*([f"weight {role.weight}"] if role.weight else []), *(["standby"] if role.standby else [])]
 
 
 def _connection(connection: Connection) -> str:
-    words = [connection.portal or "the session's own portal"]
-    words += [f"weight {connection.weight}"] if connection.weight else []
-    words += ["standby"] if connection.standby else []
-    return " ".join(words)
+    return " ".join([connection.portal or "the session's own portal", *_role(connection)])
 
 
 def _chap(chap: Chap, fingerprint: Fingerprint) -> dict[str, Any]:
@@ -86,7 +112,8 @@ def _chap(chap: Chap, fingerprint: Fingerprint) -> dict[str, Any]:
 
 
 def _volume(volume: Volume) -> dict[str, Any]:
-    return volume.model_dump(mode="json", exclude_none=True, exclude={"name"})
+    own = volume.model_dump(mode="json", exclude_none=True, exclude={"name", "policy", "failback", "paths"})
+    return own | _spread(volume)
 
 
 def declared_actions(old: Document, new: Document, fingerprint: Fingerprint) -> tuple[Action, ...]:
@@ -131,7 +158,9 @@ _DETAILS: dict[Kind, Callable[[dict[str, Any]], str]] = {
     Kind.STATIC_TARGET: lambda v: f"portals {_listed(v['portals'])}" if v else "",
     Kind.TARGET: lambda v: ", ".join(f"{k} {_listed(v[k])}" for k in sorted(v) if k not in _UNTOLD),
     Kind.CHAP: lambda v: f"user {v['user']}" if v else "",
-    Kind.POLICY: lambda v: str(v.get("policy", "")),
+    Kind.POLICY: lambda v: ", ".join(
+        f"{k} {_listed(v[k])}" if k != "policy" else v[k] for k in sorted(v, reverse=True)
+    ),
     Kind.VOLUME: lambda v: _unit(v) if v else "",
 }
 

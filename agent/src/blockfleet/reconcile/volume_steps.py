@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from blockfleet.engine.interface import EngineState, SessionPhase, VolumeState
+from blockfleet.engine.interface import EngineState, PathSetting, SessionPhase, VolumeState
 from blockfleet.model.change import Options
 from blockfleet.model.isdsc import Isdsc
 from blockfleet.model.plan import Action, Kind, Origin, Verb
@@ -51,10 +51,28 @@ def volume_steps(
     return steps
 
 
+_LIVE = frozenset({"policy", "failback", "paths"})
+"""What can change under a volume's users."""
+
+
+def _paths(settings: tuple[PathSetting, ...]) -> list[str]:
+    """Write the roles of paths as words, under the portals of their sessions."""
+    shown = []
+    for setting in settings:
+        words = [setting.session.partition("@")[2]]
+        words += ["primary"] if setting.primary else []
+        words += ["standby"] if setting.standby else []
+        words += [f"weight {setting.weight}"] if setting.weight else []
+        shown.append(" ".join(words))
+    return shown
+
+
 def _shown(volume: WantedVolume, identity: str) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "target": volume.target,
         "policy": volume.policy.value,
+        "failback": volume.failback,
+        "paths": _paths(volume.path_settings),
         "read_only": volume.read_only,
     }
     if identity:
@@ -66,6 +84,8 @@ def _shown_state(state: VolumeState) -> dict[str, Any]:
     return {
         "target": ", ".join(state.targets),
         "policy": state.policy.value,
+        "failback": state.failback,
+        "paths": _paths(state.path_settings),
         "read_only": state.read_only,
         "identity": state.identity,
     }
@@ -91,8 +111,7 @@ def _changing(
     changes = [name for name in after if before[name] != after[name]]
     if not changes:
         return None
-    # Only the policy of a volume can change under its users.
-    operation = Operation.PUBLISH if changes == ["policy"] else Operation.REPUBLISH
+    operation = Operation.PUBLISH if _LIVE.issuperset(changes) else Operation.REPUBLISH
     cost = cost_of_withdrawal(state) if operation is Operation.REPUBLISH else Cost()
     refused = "" if options.allow_disruption else cost.why
     action = Action(
@@ -100,7 +119,7 @@ def _changing(
         kind=Kind.VOLUME,
         subject=volume.name,
         text=f"~ volume {volume.name} served: "
-        + ", ".join(f"{name} {before[name]} -> {after[name]}" for name in changes),
+        + ", ".join(f"{name} {_told(before[name])} -> {_told(after[name])}" for name in changes),
         origin=origin,
         disruption=cost.disruption,
         refused=refused,
@@ -108,6 +127,10 @@ def _changing(
         after=after,
     )
     return Step(operation, volume.name, action, volume=volume, identity=identity, refused=bool(refused))
+
+
+def _told(value: Any) -> str:
+    return "[" + ", ".join(value) + "]" if isinstance(value, list) else str(value)
 
 
 def _withdrawing(state: VolumeState, before: Wanted | None, options: Options) -> Step:

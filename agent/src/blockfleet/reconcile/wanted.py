@@ -12,6 +12,7 @@ from blockfleet.engine.interface import (
     Credentials,
     DiscoveredPortal,
     InitiatorSpec,
+    PathSetting,
     session_key,
 )
 from blockfleet.model.desired import (
@@ -23,6 +24,7 @@ from blockfleet.model.desired import (
     Policy,
     Target,
     Volume,
+    VolumePath,
 )
 from blockfleet.model.isdsc import Isdsc
 from blockfleet.model.load_balance import DEFAULT_CONNECTION_POLICY
@@ -65,6 +67,9 @@ class WantedVolume:
     identity: str
     """As declared; empty when only the LUN is."""
     policy: Policy
+    failback: bool
+    path_settings: tuple[PathSetting, ...]
+    """Of paths that are not ordinary ones, sorted by session."""
     read_only: bool
     attach: Attachment
 
@@ -141,6 +146,7 @@ def wanted_of(desired: Desired, shown: Shown, initiator_name: str, fingerprint: 
             needed[target.name] = target.min_paths or len(portals)
             if 0 < len(portals) < needed[target.name]:
                 findings.append(_too_few(target.name, len(portals), needed[target.name]))
+        findings += _strange_paths(target, portals, document)
         credentials = credentials_for(target.chap, fingerprint)
         for portal in portals:
             key = session_key(target.name, portal)
@@ -185,16 +191,62 @@ def connection_set_of(target: Target, portal: str) -> ConnectionSet:
 
 
 def _volume(volume: Volume, target: Target | None, document: Document) -> WantedVolume:
-    policy = volume.policy or (target.policy if target else None) or document.policy
+    declared = [part for part in (volume, target) if part is not None]
+    failback = next((part.failback for part in declared if part.failback is not None), document.failback)
     return WantedVolume(
         name=volume.name,
         target=volume.target,
         lun=volume.lun,
         identity=volume.identity or "",
-        policy=policy,
+        policy=next((part.policy for part in declared if part.policy is not None), document.policy),
+        failback=failback,
+        path_settings=path_settings_of(volume, target),
         read_only=volume.read_only,
         attach=volume.attach,
     )
+
+
+def roles_of(volume: Volume, target: Target | None) -> tuple[VolumePath, ...]:
+    """Return the roles that are declared of a volume's paths: its own, or else those of its target."""
+    if volume.paths is not None:
+        return volume.paths
+    return target.paths or () if target else ()
+
+
+def path_settings_of(volume: Volume, target: Target | None) -> tuple[PathSetting, ...]:
+    """Return the settings of the paths that are not ordinary ones, sorted by session."""
+    settings = (
+        PathSetting(
+            session=session_key(volume.target, role.portal),
+            weight=role.weight,
+            standby=role.standby,
+            primary=role.primary,
+        )
+        for role in roles_of(volume, target)
+    )
+    return tuple(sorted((s for s in settings if s.weight or s.standby or s.primary), key=lambda s: s.session))
+
+
+def _strange_paths(target: Target, portals: tuple[str, ...], document: Document) -> list[Finding]:
+    """Return the roles of paths through portals that discovery does not show."""
+    if target.portals != "all" or not portals:
+        return []
+    declared = [("", target.paths or ())]
+    declared += [(volume.name, volume.paths or ()) for volume in document.volumes if volume.target == target.name]
+    return [
+        finding(
+            Isdsc.INVALID_PATH_ID,
+            f"{volume or target.name} has no path via {role.portal}: discovery does not show that portal",
+            volume or target.name,
+            remedy="correct the portal under paths, or check the target's portal group",
+            target=target.name,
+            volume=volume,
+            final=True,
+        ).as_path(tried=True)
+        for volume, roles in declared
+        for role in roles
+        if role.portal not in portals
+    ]
 
 
 def _not_shown(target: str, document: Document) -> Finding:
