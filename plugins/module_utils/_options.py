@@ -11,7 +11,6 @@ import typing as t
 
 Spec = t.Dict[str, t.Dict[str, t.Any]]
 
-POLICIES = ["fail_over_only", "round_robin"]
 ALGORITHMS = ["sha3-256", "sha256", "sha1", "md5"]
 CONNECTION_POLICIES = [
     "fail_over_only",
@@ -20,6 +19,7 @@ CONNECTION_POLICIES = [
     "weighted_path",
     "least_queue_depth",
 ]
+POLICIES = [*CONNECTION_POLICIES, "service_time"]
 DIGESTS = ["crc32c", "none"]
 ATTACHMENTS = ["socket"]
 LIFETIMES = ["persistent", "boot"]
@@ -87,6 +87,17 @@ def connections() -> Spec:
         "leading_connection": {"type": "dict", "options": role},
         "connection_policy": {"type": "str", "choices": CONNECTION_POLICIES},
     }
+
+
+def spread() -> Spec:
+    """What belongs to the policy of a volume or a target: fail-back and the roles of paths."""
+    path: Spec = {
+        "portal": {"type": "str", "required": True},
+        "primary": {"type": "bool"},
+        "standby": {"type": "bool"},
+        "weight": {"type": "int"},
+    }
+    return {"failback": {"type": "bool"}, "paths": {"type": "list", "elements": "dict", "options": path}}
 
 
 def volume() -> Spec:

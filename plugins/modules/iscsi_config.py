@@ -121,7 +121,11 @@ options:
         description:
           - Multipath policy of volumes that have none of their own and none of their target.
         type: str
-        choices: [fail_over_only, round_robin]
+        choices: [fail_over_only, round_robin, round_robin_with_subset, weighted_path, least_queue_depth, service_time]
+      failback:
+        description:
+          - Whether I/O returns to a path that was lost and is back, for volumes where nothing else is said.
+        type: bool
       targets:
         description:
           - What is wanted of targets.
@@ -216,7 +220,34 @@ options:
             description:
               - Multipath policy of the volumes of this target.
             type: str
-            choices: [fail_over_only, round_robin]
+            choices: [fail_over_only, round_robin, round_robin_with_subset, weighted_path, least_queue_depth, service_time]
+          failback:
+            description:
+              - Whether I/O returns to a path that was lost and is back.
+            type: bool
+          paths:
+            description:
+              - Paths that are not ordinary ones.
+            type: list
+            elements: dict
+            suboptions:
+              portal:
+                description:
+                  - The portal that the path leads through.
+                type: str
+                required: true
+              primary:
+                description:
+                  - Make it the first choice among equals.
+                type: bool
+              standby:
+                description:
+                  - Hold it in reserve.
+                type: bool
+              weight:
+                description:
+                  - Weight for the policy V(weighted_path).
+                type: int
           min_paths:
             description:
               - How many sessions must be logged in for the target to count as ready.
@@ -284,7 +315,34 @@ options:
             description:
               - Multipath policy of this volume.
             type: str
-            choices: [fail_over_only, round_robin]
+            choices: [fail_over_only, round_robin, round_robin_with_subset, weighted_path, least_queue_depth, service_time]
+          failback:
+            description:
+              - Whether I/O returns to a path that was lost and is back.
+            type: bool
+          paths:
+            description:
+              - Paths that are not ordinary ones.
+            type: list
+            elements: dict
+            suboptions:
+              portal:
+                description:
+                  - The portal that the path leads through.
+                type: str
+                required: true
+              primary:
+                description:
+                  - Make it the first choice among equals.
+                type: bool
+              standby:
+                description:
+                  - Hold it in reserve.
+                type: bool
+              weight:
+                description:
+                  - Weight for the policy V(weighted_path).
+                type: int
           read_only:
             description:
               - Whether writes are refused.
@@ -484,6 +542,7 @@ from ansible_collections.blockfleet.iscsi.plugins.module_utils import _convergen
 FIELD_NAMES = (
     ("initiator", "document.initiator"),
     ("discovery", "document.discovery"),
+    ("failback", "document.failback"),
     ("policy", "document.policy"),
     ("targets", "document.targets"),
     ("volumes", "document.volumes"),
@@ -503,11 +562,13 @@ def document_spec() -> dict[str, t.Any]:
         "lifetime": {"type": "str", "choices": _options.LIFETIMES},
         "policy": {"type": "str", "choices": _options.POLICIES},
         "min_paths": {"type": "int"},
+        **_options.spread(),
         **_options.connections(),
     }
     volume = _options.merged(
         {"name": {"type": "str", "required": True}, "target": {"type": "str"}},
         _options.volume(),
+        _options.spread(),
     )
     discovery = {
         "portals": {"type": "list", "elements": "dict", "options": portal},
@@ -518,6 +579,7 @@ def document_spec() -> dict[str, t.Any]:
         "initiator": {"type": "dict", "options": {"name": {"type": "str"}, "alias": {"type": "str"}}},
         "discovery": {"type": "dict", "options": discovery},
         "policy": {"type": "str", "choices": _options.POLICIES},
+        "failback": {"type": "bool"},
         "targets": {"type": "list", "elements": "dict", "options": target},
         "volumes": {"type": "list", "elements": "dict", "options": volume},
     }

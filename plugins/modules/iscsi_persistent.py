@@ -59,7 +59,7 @@ options:
           - How I/O is spread over the paths of this volume. Left out, it stays as it is declared, and where nothing is,
             the policy of the target counts. See M(blockfleet.iscsi.mpio_policy).
         type: str
-        choices: [fail_over_only, round_robin]
+        choices: [fail_over_only, round_robin, round_robin_with_subset, weighted_path, least_queue_depth, service_time]
       read_only:
         description:
           - Whether writes are refused.

@@ -330,10 +330,9 @@ sessions:
 """
 
 import typing as t
-import unicodedata
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.blockfleet.iscsi.plugins.module_utils import _convergence, _options
+from ansible_collections.blockfleet.iscsi.plugins.module_utils import _convergence, _names, _options
 from ansible_collections.blockfleet.iscsi.plugins.module_utils._agent_client import AgentClient
 
 TARGET_OPTIONS = ("min_paths", *_options.connections())
@@ -374,10 +373,6 @@ def change_for(params: dict[str, t.Any]) -> dict[str, t.Any]:
     }
 
 
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFKC", name).lower()
-
-
 def sessions_of(client: AgentClient, name: str) -> list[dict[str, t.Any]]:
     """Return the sessions of target ``name``, in whatever spelling of it (RFC 3722), with their connections."""
     return [
@@ -390,7 +385,7 @@ def sessions_of(client: AgentClient, name: str) -> list[dict[str, t.Any]]:
             ],
         }
         for target in client.get("/v1/status").get("targets", [])
-        if _folded(str(target.get("name", ""))) == _folded(name)
+        if _names.folded(str(target.get("name", ""))) == _names.folded(name)
         for session in target.get("sessions", [])
     ]
 

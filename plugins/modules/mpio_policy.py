@@ -37,15 +37,58 @@ options:
     type: bool
   policy:
     description:
-      - V(fail_over_only) uses one path and changes to another when it fails.
-      - V(round_robin) uses all active paths in turn.
+      - V(fail_over_only) uses one path, and another when that fails.
+      - V(round_robin) uses all paths in turn.
+      - V(round_robin_with_subset) uses those in turn that are not in standby, and one of the others when there is none.
+      - V(weighted_path) uses the one with the lowest weight.
+      - V(least_queue_depth) uses the one that the fewest commands are in flight on.
+      - V(service_time) uses the one that is expected to answer first, by how fast each has answered lately.
+      - Paths that the target says are worse (ALUA) are used only where it has no better ones, whatever the policy is.
       - Needed with O(state=present).
     type: str
-    choices: [fail_over_only, round_robin]
+    choices: [fail_over_only, round_robin, round_robin_with_subset, weighted_path, least_queue_depth, service_time]
+  failback:
+    description:
+      - Whether I/O returns to a path that was lost and is back, from the one that took over. The agent's default is V(true).
+      - With V(false), it stays where it is until that path is lost, too, or until a policy, paths, or this option changes.
+      - It matters for O(policy=fail_over_only), O(policy=weighted_path), and the reserve of
+        O(policy=round_robin_with_subset).
+      - Left out, it stays as it is declared.
+    type: bool
+    version_added: 0.1.0
+  paths:
+    description:
+      - Paths that are not ordinary ones, for O(target) or O(volume). What a volume declares takes the place of all that
+        its target does.
+      - The list is taken whole. V([]) makes all paths ordinary. Left out, it stays as it is declared.
+    type: list
+    elements: dict
+    version_added: 0.1.0
+    suboptions:
+      portal:
+        description:
+          - The portal that the path leads through, as C(host), C(host:port), or C([IPv6]:port). It has to be one of
+            those that the target is logged in at.
+        type: str
+        required: true
+      primary:
+        description:
+          - Make it the first choice among equals, before the one that the target prefers. One path at most can be it.
+        type: bool
+      standby:
+        description:
+          - Hold it in reserve with O(policy=fail_over_only) and O(policy=round_robin_with_subset).
+            Not all paths can be.
+        type: bool
+      weight:
+        description:
+          - From V(0), which is the agent's default, to V(65535). With O(policy=weighted_path) the lightest path that
+            works carries the I/O.
+        type: int
   state:
     description:
       - Whether a policy shall be declared. With V(absent), the next wider one counts, and V(fail_over_only) where
-        there is none.
+        there is none. O(failback) and O(paths) go with it.
     type: str
     choices: [present, absent]
     default: present
@@ -65,6 +108,33 @@ EXAMPLES = r"""
     volume: db01-archive
     policy: fail_over_only
 
+- name: Use one path, the second one only while the first is lost, and do not return by itself
+  blockfleet.iscsi.mpio_policy:
+    target: iqn.2026-11.com.example:db
+    policy: fail_over_only
+    paths:
+      - portal: 192.0.2.10
+        primary: true
+    failback: false
+
+- name: Use two paths in turn and keep the slow one in reserve
+  blockfleet.iscsi.mpio_policy:
+    volume: db01
+    policy: round_robin_with_subset
+    paths:
+      - portal: "[2001:db8::10]:3260"
+        standby: true
+
+- name: Prefer the lightest path
+  blockfleet.iscsi.mpio_policy:
+    target: iqn.2026-11.com.example:db
+    policy: weighted_path
+    paths:
+      - portal: 192.0.2.10
+        weight: 10
+      - portal: 192.0.2.11
+        weight: 20
+
 - name: Use all paths in turn wherever nothing else is said
   blockfleet.iscsi.mpio_policy:
     default: true
@@ -77,6 +147,83 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+volumes:
+  description:
+    - The volumes that the policy may concern, which are those of O(target), or O(volume), or all, with their paths.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - name: db01
+      policy: fail_over_only
+      failback: true
+      phase: online
+      paths:
+        - portal: 192.0.2.10:3260
+          phase: active
+          primary: true
+          standby: false
+          weight: 0
+          commands: 41
+  contains:
+    name:
+      description: Name of the volume.
+      type: str
+      returned: always
+      sample: db01
+    policy:
+      description: The policy at work, or in check mode the one before.
+      type: str
+      returned: always
+      sample: fail_over_only
+    failback:
+      description: Whether I/O returns to a path that was lost and is back.
+      type: bool
+      returned: always
+      sample: true
+    phase:
+      description: V(absent), V(online), V(degraded), V(queueing), or V(failed).
+      type: str
+      returned: always
+      sample: online
+    paths:
+      description: Its paths.
+      type: list
+      elements: dict
+      returned: always
+      contains:
+        portal:
+          description: The portal that it leads through.
+          type: str
+          returned: always
+          sample: 192.0.2.10:3260
+        phase:
+          description:
+            - V(active) where the policy sends it I/O, V(standby) where it would work but is held in reserve,
+              V(failed), V(fencing), or V(identity_mismatch).
+          type: str
+          returned: always
+          sample: active
+        primary:
+          description: Whether it is the first choice.
+          type: bool
+          returned: always
+          sample: true
+        standby:
+          description: Whether it is declared to be held in reserve.
+          type: bool
+          returned: always
+          sample: false
+        weight:
+          description: Its weight.
+          type: int
+          returned: always
+          sample: 0
+        commands:
+          description: SCSI commands that it was given.
+          type: int
+          returned: always
+          sample: 41
 actions:
   description:
     - What was done to bring the host to the declared state, or what would be done in check mode.
@@ -210,12 +357,19 @@ error:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.blockfleet.iscsi.plugins.module_utils import _convergence, _options
+from ansible_collections.blockfleet.iscsi.plugins.module_utils import _convergence, _names, _options
+from ansible_collections.blockfleet.iscsi.plugins.module_utils._agent_client import AgentClient
+
+SPREAD = ("policy", *_options.spread())
+"""What this module declares of a volume or a target."""
+
+SHOWN = ("name", "policy", "failback", "phase")
+SHOWN_OF_PATHS = ("phase", "primary", "standby", "weight")
 
 FIELD_NAMES = (
     ("targets[0].name", "target"),
-    ("targets[0].policy", "policy"),
-    ("volumes[0].policy", "policy"),
+    *((f"targets[0].{option}", option) for option in SPREAD),
+    *((f"volumes[0].{option}", option) for option in SPREAD),
     ("volumes[0]", "volume"),
     ("absent.policies", "target"),
 )
@@ -224,14 +378,42 @@ FIELD_NAMES = (
 def change_for(params: dict[str, t.Any]) -> dict[str, t.Any]:
     """Return the change that the options ask for."""
     absent = params["state"] == "absent"
+    declared = _options.given({option: params[option] for option in SPREAD})
     if params["volume"] is not None:
         # A merge takes null for "not declared"; absent.policies knows targets only.
-        return {"document": {"volumes": [{"name": params["volume"], "policy": None if absent else params["policy"]}]}}
+        fields = dict.fromkeys(SPREAD) if absent else declared
+        return {"document": {"volumes": [{"name": params["volume"], **fields}]}}
     if absent:
         return {"absent": {"policies": [params["target"] or "default"]}}
     if params["target"] is not None:
-        return {"document": {"targets": [{"name": params["target"], "policy": params["policy"]}]}}
-    return {"document": {"policy": params["policy"]}}
+        return {"document": {"targets": [{"name": params["target"], **declared}]}}
+    return {"document": declared}
+
+
+def _concerned(volume: dict[str, t.Any], params: dict[str, t.Any]) -> bool:
+    if params["volume"] is not None:
+        return bool(volume.get("name") == params["volume"])
+    target = params["target"]
+    return target is None or _names.folded(str(volume.get("target", ""))) == _names.folded(target)
+
+
+def volumes_of(client: AgentClient, params: dict[str, t.Any]) -> list[dict[str, t.Any]]:
+    """Return the volumes that the policy may concern, with their paths."""
+    return [
+        {
+            **{key: volume.get(key) for key in SHOWN},
+            "paths": [
+                {
+                    "portal": str(path.get("session", "")).rpartition("@")[2],
+                    **{key: path.get(key) for key in SHOWN_OF_PATHS},
+                    "commands": path.get("counters", {}).get("issued", 0),
+                }
+                for path in volume.get("paths", [])
+            ],
+        }
+        for volume in client.get("/v1/status").get("volumes", [])
+        if _concerned(volume, params)
+    ]
 
 
 def main() -> None:
@@ -239,6 +421,7 @@ def main() -> None:
     spec = _options.merged(
         _options.agent(),
         _options.apply(),
+        _options.spread(),
         {
             "target": {"type": "str"},
             "volume": {"type": "str"},
@@ -256,7 +439,16 @@ def main() -> None:
     )
     if module.params["default"] is False:
         module.fail_json(msg="default: false says nothing: write default=true, or name a target or a volume")
-    _convergence.converge(module, change_for(module.params), field_names=FIELD_NAMES)
+    if module.params["default"] and module.params["paths"] is not None:
+        module.fail_json(msg="paths: they are those of a target: name a target or a volume, or leave paths out")
+    if module.params["state"] == "absent" and any(module.params[option] is not None for option in _options.spread()):
+        module.fail_json(msg="state: absent takes failback and paths away with the policy: leave them out")
+    _convergence.converge(
+        module,
+        change_for(module.params),
+        field_names=FIELD_NAMES,
+        completion=lambda client, _plan: {"volumes": volumes_of(client, module.params)},
+    )
 
 
 if __name__ == "__main__":

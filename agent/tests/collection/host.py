@@ -8,12 +8,15 @@ import http.client
 import json
 import socket
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from tests.peers.process import PeerProcess, wait_for
 
 from blockfleet.engine.client import EngineClient
+from blockfleet.engine.interface import VolumeSpec
+from blockfleet.model.desired import Policy
 
 
 def program(name: str) -> str:
@@ -65,15 +68,29 @@ class AgentHost:
 
     def engine_forgets(self, key: str) -> None:
         """End a session behind the agent's back."""
+        self._behind_the_agent(lambda engine: engine.close_session(key))
 
-        async def end() -> None:
+    def engine_spreads_otherwise(self, volume: str) -> None:
+        """Let a volume use its paths in turn, behind the agent's back."""
+
+        async def spread(engine: EngineClient) -> None:
+            state = next(v for v in (await engine.observe()).volumes if v.name == volume)
+            spec = VolumeSpec(
+                name=volume, identity=state.identity, targets=state.targets, policy=Policy.ROUND_ROBIN
+            )
+            await engine.publish(spec)
+
+        self._behind_the_agent(spread)
+
+    def _behind_the_agent(self, act: Callable[[EngineClient], Awaitable[None]]) -> None:
+        async def run() -> None:
             client = EngineClient(self.runtime / "engine.sock")
             try:
-                await client.close_session(key)
+                await act(client)
             finally:
                 await client.close()
 
-        asyncio.run(end())
+        asyncio.run(run())
 
     def stop(self) -> None:
         """Stop both, the agent first."""

@@ -69,6 +69,8 @@ class Playbook:
         self._folder = folder
         self._socket = socket
         self._runs = 0
+        self.limit = 110.0
+        """Seconds that a run may take: it ends before the test's own limit does, so that its output is seen."""
         self.environment: dict[str, str] = {}
 
     def task(self, module: str, options: dict[str, Any], **keywords: Any) -> dict[str, Any]:
@@ -106,7 +108,7 @@ class Playbook:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=110,
+            timeout=self.limit,
             check=False,
         )
         results = [TaskResult(**json.loads(line)) for line in record.read_text().splitlines()]

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
-import yaml
+from tests.collection.guide import documented
 from tests.collection.host import AgentHost
-from tests.collection.playbook import ROOT, Playbook
+from tests.collection.playbook import Playbook
 from tests.peers.istgt import Istgt
 from tests.peers.process import wait_for
 from tests.peers.tgt import Tgt
@@ -17,7 +16,6 @@ from tests.peers.tgt import Tgt
 pytestmark = pytest.mark.peer
 
 IQN = "iqn.2026-11.com.example:db"
-GUIDE = ROOT / "docs/collection.md"
 
 
 @pytest.fixture
@@ -27,20 +25,6 @@ def istgt2(make_istgt: Any) -> Istgt:
     target.add_target(IQN, 16 << 20)
     target.start()
     return target
-
-
-def documented(heading: str, places: dict[str, str]) -> list[dict[str, Any]]:
-    """Return the tasks of the first play under a heading of the guide, its addresses replaced by ``places``."""
-    section = GUIDE.read_text().split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    found = re.search(r"```yaml\n(.*?)```", section, re.DOTALL)
-    assert found is not None
-    text = found[1]
-    for shown, real in places.items():
-        assert shown in text
-        text = text.replace(shown, real)
-    (play,) = yaml.safe_load(text)
-    tasks: list[dict[str, Any]] = play["tasks"]
-    return tasks
 
 
 def connections(host: AgentHost) -> list[tuple[str, bool]]:

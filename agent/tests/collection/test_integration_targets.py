@@ -21,10 +21,12 @@ def test_every_module_has_a_target() -> None:
 
 
 @pytest.mark.peer
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", NAMES)
 def test_target(name: str, tgt6: Tgt, agent_host: AgentHost, host_playbook: Playbook, tmp_path: Path) -> None:
     tgt6.add_target(IQN)
     tgt6.add_unit(IQN, 16 << 20)
+    host_playbook.limit = 240.0
     host_playbook.environment["ANSIBLE_ROLES_PATH"] = str(TARGETS)
     run = host_playbook.run(
         {"name": name, "ansible.builtin.include_role": {"name": name}},

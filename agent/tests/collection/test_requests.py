@@ -49,7 +49,10 @@ SPEC_DEFAULTS: dict[str, dict[str, Any]] = {
         "mutual_secret": None, "algorithms": ["sha3-256", "sha256", "sha1", "md5"], "allow_weak_secret": False,
         "state": "present",
     },
-    "mpio_policy": {"target": None, "volume": None, "default": None, "policy": None, "state": "present"},
+    "mpio_policy": {
+        "target": None, "volume": None, "default": None, "policy": None, "failback": None, "paths": None,
+        "state": "present",
+    },
     "iscsi_config": {"mode": "merge", "document": {}, "exclusive": []},
 }  # fmt: skip
 
@@ -265,6 +268,31 @@ class TestPolicy:
         assert "policy" not in after["targets"][0]
         after = desired_after("mpio_policy", STORED | {"policy": "round_robin"}, default=True, state="absent")
         assert after["policy"] == "fail_over_only"
+
+    @pytest.mark.parametrize(
+        ("scope", "find"),
+        [({"target": IQN}, lambda d: d["targets"][0]), ({"volume": "db01"}, lambda d: d["volumes"][0])],
+        ids=["target", "volume"],
+    )
+    def test_roles_are_taken_whole_and_what_is_left_out_stays(self, scope: dict[str, Any], find: Any) -> None:
+        role = {"portal": "192.0.2.11", "primary": None, "standby": None, "weight": 4}
+        first = desired_after("mpio_policy", STORED, policy="weighted_path", paths=[role], failback=False, **scope)
+        assert find(first)["paths"] == [
+            {"portal": "192.0.2.11:3260", "primary": False, "standby": False, "weight": 4}
+        ]
+        again = find(desired_after("mpio_policy", first, policy="fail_over_only", **scope))
+        assert (again["policy"], again["failback"], again["paths"]) == (
+            "fail_over_only",
+            False,
+            find(first)["paths"],
+        )
+        assert find(desired_after("mpio_policy", first, policy="round_robin", paths=[], **scope))["paths"] == []
+        gone = find(desired_after("mpio_policy", first, state="absent", **scope))
+        assert not {"policy", "failback", "paths"} & set(gone)
+
+    def test_failback_of_the_host(self) -> None:
+        after = desired_after("mpio_policy", STORED, default=True, policy="round_robin", failback=False)
+        assert (after["policy"], after["failback"]) == ("round_robin", False)
 
 
 class TestConfig:

@@ -197,6 +197,8 @@ BAD_OPTIONS = [
     ("mpio_policy", {"target": IQN}, "all of the following are missing: policy"),
     ("mpio_policy", {"target": IQN, "volume": "a", "policy": "round_robin"}, "mutually exclusive"),
     ("mpio_policy", {"default": False, "policy": "round_robin"}, "default: false says nothing"),
+    ("mpio_policy", {"default": True, "policy": "round_robin", "paths": []}, "paths: they are those of a target"),
+    ("mpio_policy", {"target": IQN, "state": "absent", "failback": True}, "state: absent takes failback and paths"),
     ("mpio_policy", {"target": IQN, "policy": "random"}, "value of policy must be one of"),
     ("iscsi_config", {"document": {"sessions": []}}, "Unsupported parameters"),
     ("iscsi_config", {"document": {}, "mode": "replace", "exclusive": ["volumes"]}, "owns every list already"),

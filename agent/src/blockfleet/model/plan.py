@@ -224,6 +224,7 @@ class VolumeStatus(_Answer):
     size: int = 0
     block_size: int = 0
     policy: str = ""
+    failback: bool = True
     read_only: bool = False
     phase: Literal["absent", "online", "degraded", "queueing", "failed"] = "absent"
     socket: str = ""

@@ -150,6 +150,7 @@ class StatusMaker:
                 lun=lun,
                 identity=volume.identity,
                 policy=volume.policy.value,
+                failback=volume.failback,
                 read_only=volume.read_only,
                 conditions=conditions,
             )
@@ -163,6 +164,7 @@ class StatusMaker:
             size=state.size,
             block_size=state.block_size,
             policy=state.policy.value,
+            failback=state.failback,
             read_only=state.read_only,
             phase=state.phase,
             socket=state.socket,
