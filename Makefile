@@ -53,7 +53,7 @@ check: $(VENV)/.dev ## Format, lint, types, layers, docs, changelog
 	@tests/check/run
 
 .PHONY: e2e
-e2e: $(VENV)/.dev ## What needs the lab: systemd containers, Molecule
+e2e: $(VENV)/.dev ## What needs the lab: systemd containers, Molecule, LIO (BLOCKFLEET_LAB_SECONDS of load)
 	@tests/e2e/run
 
 .PHONY: bench

@@ -194,7 +194,7 @@ async def fio(
         "output": folder / "fio.txt",
     } | options
     words = [f"--{name}={value}" for name, value in settings.items()]
-    run = asyncio.create_task(command("fio", "--name=verify", *words))
+    run = asyncio.create_task(command("fio", "--name=verify", *words, seconds=seconds + 60))
     try:
         yield lambda: not run.done()
         await run

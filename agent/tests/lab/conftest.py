@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One machine with every kind of target that the tests of this folder need: it starts once."""
+"""One machine with every kind of target that the tests of this folder need, started for each module.
+
+A fault of LIO's kernel is a failure of the test in which it shows, with the console; the next has a new machine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from tests.engine.conftest import engine_client, engine_process
@@ -55,8 +58,41 @@ _TARGETS = (
 __all__ = ["engine_client", "engine_process"]
 
 
-@pytest.fixture(scope="session")
-def lio() -> Iterator[Lio]:
-    """The machine, with two portals."""
-    with Lio(_TARGETS, _DISKS) as machine:
-        yield machine
+@pytest.fixture(scope="module")
+def machines() -> Iterator[list[Lio]]:
+    """The machine of the module, if there is one."""
+    running: list[Lio] = []
+    yield running
+    if running:
+        judge(running)
+    for machine in running:
+        machine.close()
+
+
+@pytest.fixture
+def lio(machines: list[Lio]) -> Iterator[Lio]:
+    """The machine, with two portals; its kernel must have found no fault in itself when the test is over."""
+    if not machines:
+        machines.append(Lio(_TARGETS, _DISKS))
+    yield machines[0]
+    judge(machines)
+
+
+def judge(machines: list[Lio]) -> None:
+    """Fail where the kernel of the machine is at fault, and have another one for the next test."""
+    (machine,) = machines
+    if faults := machine.faults():
+        said = machine.last_words
+        machines.clear()
+        machine.close()
+        pytest.fail("LIO's kernel is at fault:\n" + "\n".join(faults) + f"\n\nIts console:\n{said}", pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the console of the guest with a test that failed."""
+    report = yield
+    machine = item.funcargs.get("lio")
+    if report.when == "call" and report.failed and isinstance(machine, Lio):
+        report.sections.append(("Console of the guest", machine.last_words))
+    return report

@@ -22,11 +22,15 @@ READY_TIMEOUT = 90.0
 """Seconds from the start of the machine to its targets; an emulated processor takes 6 to 10 if left alone."""
 CONTROL_TIMEOUT = 30.0
 """Seconds that a command in the guest may take."""
+LAST_LINES = 80
+"""Lines of the console that a failure shows."""
 GUEST_ADDRESS = "10.0.2.15"
 _FIRST_PORT = 3260
 _SYSTEM = "/sys/kernel/config/target"
 _START_ATTEMPTS = 3
-_FAULTS = ("BUG:", "WARNING:", "Oops:", "refcount_t:", "Kernel panic")
+_FAULTS = ("BUG:", "WARNING:", "Oops:", "refcount_t:", "Kernel panic", "blocked for more than")
+_LOGGED = "loglevel=5"
+"""What the kernel says on the console: warnings, and what is worse."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class Lio:
         self.portals: tuple[str, ...] = ()
         self._control: socket.socket | None = None
         self._process: PeerProcess | None = None
+        self._looked_at = 0
         initial = self.folder / "initrd"
         initial.touch(mode=0o600)
         script = _configuration(self.targets, disks).encode()
@@ -112,6 +117,11 @@ class Lio:
         console = self.folder / "console"
         return console.read_text(errors="replace") if console.exists() else ""
 
+    @property
+    def last_words(self) -> str:
+        """The end of ``log``."""
+        return "\n".join(self.log.splitlines()[-LAST_LINES:])
+
     # --- while it runs -------------------------------------------------------------------------------------
 
     def control(self, command: str, within: float = CONTROL_TIMEOUT) -> str:
@@ -123,7 +133,7 @@ class Lio:
         answer = bytearray()
         while not (b"\x04" in answer and answer.endswith(b"\n")):
             part = self._control.recv(65536)
-            assert part, f"the guest has gone: {self.log}"
+            assert part, f"the guest has gone: {self.last_words}"
             answer += part
         output, _, status = bytes(answer).decode(errors="replace").rpartition("\x04")
         assert int(status) == 0, f"{command} exited with {int(status)}: {output}"
@@ -154,10 +164,19 @@ class Lio:
         lines += [f"echo '{value}' > {group}/param/{name}" for name, value in keys.items()]
         self.control(" && ".join(lines))
 
-    def complaints(self) -> list[str]:
-        """Return what the guest's kernel has found wrong with itself since it was asked last."""
-        said = self.control("dmesg -c").splitlines()
-        return [line for line in said if any(mark in line for mark in _FAULTS)]
+    def faults(self) -> list[str]:
+        """Return what the guest's kernel has found wrong with itself since it was asked last.
+
+        A machine that has ended, as it does when its kernel cannot go on, has that for a fault.
+        """
+        gone = []
+        try:
+            self.control("true")
+        except (AssertionError, OSError) as error:
+            gone = [f"the guest does not answer: {str(error) or type(error).__name__}".splitlines()[0]]
+        log = self.log
+        said, self._looked_at = log[self._looked_at :].splitlines(), len(log)
+        return [line for line in said if any(mark in line for mark in _FAULTS)] + gone
 
     def drop_sessions(self, target: str) -> None:
         """Close the portals of a target with every session, and open them again."""
@@ -187,6 +206,7 @@ class Lio:
             if "READY" in self.log:
                 self._control = socket.socket(socket.AF_UNIX)
                 self._control.connect(str(self.folder / "control"))
+                self._looked_at = len(self.log)
                 return
             process.kill()
             # Somebody else was faster in taking a port: then, and only then, is another attempt worth it.
@@ -203,7 +223,7 @@ class Lio:
             *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "1024", "-smp", "2"),
             *("-display", "none", "-no-reboot", "-nodefaults", "-monitor", "none"),
             *("-kernel", str(IMAGE / "vmlinuz"), "-initrd", str(self.folder / "initrd")),
-            *("-append", "console=ttyS0 quiet panic=-1 mitigations=off"),
+            *("-append", f"console=ttyS0 {_LOGGED} oops=panic panic=-1 mitigations=off"),
             *("-serial", f"file:{self.folder / 'console'}"),
             *("-serial", f"unix:{self.folder / 'control'},server=on,wait=off"),
             *("-netdev", f"user,id=n0,restrict=off{forwards}", "-device", "virtio-net-pci,netdev=n0,romfile="),
