@@ -52,10 +52,11 @@ def issue(connection: Connection, task: Task) -> None:
 def _unsolicited(connection: Connection, size: int) -> tuple[int, int]:
     """Return how many bytes go with the command and how many follow it without R2T (RFC 3720 12.10-12.14)."""
     negotiated = connection.negotiated
-    burst = min(size, negotiated.first_burst_length)
-    immediate = 0
-    if negotiated.immediate_data:
-        immediate = min(burst, negotiated.target_max_recv_data_segment_length)
+    first_burst, segment = negotiated.first_burst_length, negotiated.target_max_recv_data_segment_length
+    if negotiated.immediate_data and size <= first_burst and size <= segment:
+        return size, 0
+    burst = min(size, first_burst)
+    immediate = min(burst, segment) if negotiated.immediate_data else 0
     return immediate, 0 if negotiated.initial_r2t else burst - immediate
 
 

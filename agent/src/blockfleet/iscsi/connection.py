@@ -12,28 +12,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from blockfleet.iscsi import fast_abort, substitutes
+from blockfleet.iscsi import fast_abort
 from blockfleet.iscsi.confirmation import Confirmation
 from blockfleet.iscsi.constants import (
     DEFAULT_MRDSL,
-    RESERVED_TAG,
     DataInFlag,
     Opcode,
-    ResponseFlag,
-    ServiceResponse,
 )
 from blockfleet.iscsi.control import handle_control
 from blockfleet.iscsi.data_out import Segment, burst
 from blockfleet.iscsi.digest import data_digest, digest
 from blockfleet.iscsi.events import ConnectionLost, LoggedIn, LoginFailed, LossKind
 from blockfleet.iscsi.framing import FramingError, PduReader
-from blockfleet.iscsi.layout import DATA_IN, R2T, SCSI_RESPONSE, padding
+from blockfleet.iscsi.layout import DATA_IN, padding
 from blockfleet.iscsi.login import LoginMachine
 from blockfleet.iscsi.negotiation import NegotiationError, Negotiator, Phase
 from blockfleet.iscsi.parameters import Negotiated, SessionOffer
 from blockfleet.iscsi.pdu import PduError, decode_pdu
+from blockfleet.iscsi.r2t import r2t
 from blockfleet.iscsi.recovery import Recovery
-from blockfleet.iscsi.reordering import irregular_data_in, irregular_r2t
+from blockfleet.iscsi.reordering import irregular_data_in
+from blockfleet.iscsi.response import BOTH_RESIDUALS, scsi_response, take_residual
 from blockfleet.iscsi.sequence import Acknowledgement
 from blockfleet.iscsi.serial import MASK, after
 from blockfleet.iscsi.states import CONNECTION_TRANSITIONS, ConnectionEvent, ConnectionState, StateMachine
@@ -53,12 +52,6 @@ _STATUS = int(DataInFlag.STATUS)
 _ACKNOWLEDGE = int(DataInFlag.ACKNOWLEDGE)
 _STATUS_OR_ACKNOWLEDGE = _STATUS | _ACKNOWLEDGE
 _FINAL = int(DataInFlag.FINAL)
-_TARGET_FAILURE = int(ServiceResponse.TARGET_FAILURE)
-_VENDOR_RESPONSES = 0x80
-_BIDIRECTIONAL_UNDERFLOW = int(ResponseFlag.BIDIRECTIONAL_UNDERFLOW)
-_D_UNDERFLOW = int(DataInFlag.UNDERFLOW)
-_BOTH_RESIDUALS = int(ResponseFlag.OVERFLOW | ResponseFlag.UNDERFLOW)
-_BOTH_BIDI_RESIDUALS = int(ResponseFlag.BIDIRECTIONAL_OVERFLOW | ResponseFlag.BIDIRECTIONAL_UNDERFLOW)
 
 
 class Connection:
@@ -99,13 +92,8 @@ class Connection:
         self._login: LoginMachine | None = login
         self._reader = PduReader(self, self.negotiated.max_recv_data_segment_length)
         self._out: list[Segment] = []
-        self._handlers: dict[int, Callable[[bytearray | bytes, int, memoryview | None], None]] = {
-            Opcode.SCSI_DATA_IN: self._on_data_in,
-            Opcode.SCSI_RESPONSE: self.scsi_response,
-            Opcode.R2T: self._on_r2t,
-        }
         # What the hot path looks at for every PDU.
-        self._tasks = session.tasks
+        self.tasks = session.tasks
         self.header_digest = False
         self.data_digest = False
         self.paused = False
@@ -275,9 +263,9 @@ class Connection:
         self, opcode: int, buffer: bytearray | bytes, at: int, ahs_length: int, data: memoryview | None
     ) -> None:
         """Take one PDU off the stream."""
-        handler = self._handlers.get(opcode)
+        handler = _HANDLERS.get(opcode)
         if handler is not None and self._login is None:
-            handler(buffer, at, data)
+            handler(self, buffer, at, data)
         elif self._login is not None:
             self._login_pdu(self._login, buffer, at, data)
         else:
@@ -300,7 +288,7 @@ class Connection:
         if self._login is not None:
             return None
         _, _, _, _, _, tag, _, _, _, _, data_sn, offset, _ = DATA_IN.unpack_from(buffer, at)
-        task = self._tasks.get(tag)
+        task = self.tasks.get(tag)
         # Whatever is wrong with it is found, and named, when the whole PDU is there.
         if task is None or task.command.data_in is None or data_sn != task.data_sn or task.sequence is not None:
             return None
@@ -373,7 +361,8 @@ class Connection:
 
     # -- the data path
 
-    def _on_data_in(self, buffer: bytearray | bytes, at: int, data: memoryview | None) -> None:
+    def data_in(self, buffer: bytearray | bytes, at: int, data: memoryview | None) -> None:
+        """Take a SCSI Data-In (RFC 3720 10.7); what is not the next one of its task goes elsewhere."""
         (
             _,
             flags,
@@ -390,7 +379,7 @@ class Connection:
             residual,
         ) = DATA_IN.unpack_from(buffer, at)
         session = self.session
-        task = self._tasks.get(tag)
+        task = self.tasks.get(tag)
         if task is None or data_sn != task.data_sn or task.sequence is not None:
             irregular_data_in(self, buffer, at, data)
             return
@@ -420,124 +409,17 @@ class Connection:
     ) -> None:
         """Take the status in a Data-In whose data are taken; ``released`` when its turn was waited for."""
         recovery = self.recovery
-        if not flags & _FINAL or flags & _BOTH_RESIDUALS == _BOTH_RESIDUALS:
+        if not flags & _FINAL or flags & BOTH_RESIDUALS == BOTH_RESIDUALS:
             self.protocol_error("Data-In with status but without F, or with both residual flags")
         elif recovery is not None and not released and (stat_sn != self.exp_stat_sn or task.sequence is not None):
             recovery.hold_status_in_data(task, flags, status, stat_sn, residual)
-        elif self.take_status(stat_sn):
+        elif stat_sn == self.exp_stat_sn:
+            self.exp_stat_sn = stat_sn + 1 & MASK
             task.command.status = status
-            if self._take_residual(task, flags, residual):
+            if not flags & BOTH_RESIDUALS or take_residual(self, task, flags, residual):
                 self.session.complete(task)
-
-    def _take_residual(self, task: Task, flags: int, residual: int) -> bool:
-        """Note how much was left over or was too much; False where that cannot be (RFC 3720 10.4.1, 10.4.5)."""
-        if flags & _BOTH_RESIDUALS:
-            command = task.command
-            if flags & _D_UNDERFLOW and residual > len(command.data_out or command.data_in or b""):
-                self.protocol_error(f"residual {residual} of tag {task.tag:#010x} is more than was expected")
-                return False
-            command.residual = residual if flags & _D_UNDERFLOW else -residual
-        return True
-
-    def scsi_response(
-        self, buffer: bytearray | bytes, at: int, data: memoryview | None, *, released: bool = False
-    ) -> None:
-        """Take a SCSI Response; ``released`` when its turn was waited for."""
-        (
-            _,
-            flags,
-            response,
-            status,
-            _,
-            tag,
-            _,
-            stat_sn,
-            exp_cmd_sn,
-            max_cmd_sn,
-            exp_data_sn,
-            bidirectional_residual,
-            residual,
-        ) = SCSI_RESPONSE.unpack_from(buffer, at)
-        session = self.session
-        task = self._tasks.get(tag)
-        recovery = self.recovery
-        if recovery is not None and not released:
-            anew = session.quirks.answers_snack_by_response
-            if anew and substitutes.met(self, tag, stat_sn, exp_cmd_sn, max_cmd_sn):
-                return
-            incomplete = task is not None and (exp_data_sn > task.data_sn or task.sequence is not None)
-            if incomplete or stat_sn != self.exp_stat_sn:
-                recovery.hold_response(buffer, at, data)
-                return
-        if not (self.take_status(stat_sn) and session.update_window(exp_cmd_sn, max_cmd_sn)):
-            return
-        if task is None:
-            self.protocol_error(f"SCSI Response for tag {tag:#010x}, which is no task")
-            return
-        if flags & _BOTH_RESIDUALS == _BOTH_RESIDUALS or flags & _BOTH_BIDI_RESIDUALS == _BOTH_BIDI_RESIDUALS:
-            self.protocol_error("SCSI Response with overflow and underflow together")
-            return
-        command = task.command
-        if _TARGET_FAILURE < response < _VENDOR_RESPONSES:
-            self.protocol_error(f"SCSI Response with the reserved response {response:#04x}")
-            return
-        if response:
-            session.target_failure(task, response)
         else:
-            if exp_data_sn > task.data_sn and command.data_in is not None and recovery is None:
-                self.protocol_error(f"ExpDataSN {exp_data_sn} of tag {tag:#010x} where {task.data_sn} PDUs came")
-                return
-            command.status = status
-            if not self._take_residual(task, flags, residual):
-                return
-            if flags & _BIDIRECTIONAL_UNDERFLOW:
-                task.read_residual = bidirectional_residual
-            if data is not None and len(data) > 2:
-                # The length inside the segment is the peer's word: it is held to the segment (RFC 3720 10.4.7).
-                command.sense = bytes(data[2 : 2 + int.from_bytes(data[:2], "big")])
-            session.complete(task)
-        if session.pending:
-            session.send_pending()
-
-    def _on_r2t(self, buffer: bytearray | bytes, at: int, _data: memoryview | None) -> None:
-        (*_, lun, tag, transfer_tag, stat_sn, exp_cmd_sn, max_cmd_sn, r2t_sn, offset, length) = R2T.unpack_from(
-            buffer, at
-        )
-        task = self._tasks.get(tag)
-        session = self.session
-        if not session.update_window(exp_cmd_sn, max_cmd_sn):
-            return
-        recovery = self.recovery
-        if recovery is not None:
-            if stat_sn != self.exp_stat_sn:
-                recovery.statuses.shown(stat_sn)
-            if task is None:
-                session.counters.repeats += 1
-                return
-        if task is None or task.command.data_out is None:
-            self.protocol_error(f"R2T for tag {tag:#010x}, which writes nothing")
-            return
-        fault = ""
-        if transfer_tag == RESERVED_TAG:
-            fault = "with the reserved Target Transfer Tag"
-        elif lun != task.command.lun:
-            fault = f"for LUN {lun:#018x}, which is another one"
-        elif not 0 < length <= self.negotiated.max_burst_length:
-            fault = f"for {length} bytes where MaxBurstLength is {self.negotiated.max_burst_length}"
-        elif offset + length > len(task.command.data_out):
-            fault = f"for {offset}..{offset + length} of {len(task.command.data_out)} bytes"
-        elif task.asked + length > len(task.command.data_out) and not task.may_send_again(length):
-            fault = "for data that were asked for before"
-        if fault:
-            self.protocol_error(f"R2T of tag {tag:#010x} {fault}")
-            return
-        if r2t_sn != task.data_sn or task.sequence is not None:
-            irregular_r2t(self, task, r2t_sn, (transfer_tag, offset, length))
-        else:
-            task.data_sn = r2t_sn + 1
-            self.serve_r2t(task, (transfer_tag, offset, length))
-        if session.pending:
-            session.send_pending()
+            self.take_status(stat_sn)
 
     def serve_r2t(self, task: Task, transfer: fast_abort.Transfer) -> None:
         """Send what an R2T asks for, whose turn it is."""
@@ -548,3 +430,11 @@ class Connection:
             fast_abort.serve(self, task, transfer)
         else:
             self.send_burst(task, *transfer)
+
+
+_HANDLERS: dict[int, Callable[[Connection, bytearray | bytes, int, memoryview | None], None]] = {
+    Opcode.SCSI_DATA_IN: Connection.data_in,
+    Opcode.SCSI_RESPONSE: scsi_response,
+    Opcode.R2T: r2t,
+}
+"""Who takes the PDUs of the data path."""

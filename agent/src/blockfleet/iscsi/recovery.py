@@ -16,6 +16,7 @@ from blockfleet.iscsi.events import LossKind
 from blockfleet.iscsi.layout import DATA_IN, NOP_IN, SCSI_RESPONSE
 from blockfleet.iscsi.pdu import Pdu, Reject, SnackRequest
 from blockfleet.iscsi.reordering import proceed
+from blockfleet.iscsi.response import scsi_response
 from blockfleet.iscsi.sequence import MAXIMUM_AHEAD, Acknowledgement, InputSequence
 from blockfleet.iscsi.serial import after
 from blockfleet.iscsi.status_order import MAXIMUM_TRIES, HeldResponse, StatusOrder
@@ -68,7 +69,7 @@ class Recovery:
             return
         copy = None if data is None else memoryview(bytes(data))
         held = HeldResponse(
-            partial(connection.scsi_response, header, 0, copy, released=True),
+            partial(scsi_response, connection, header, 0, copy, released=True),
             len(header) + (0 if copy is None else len(copy)),
             task,
             status,

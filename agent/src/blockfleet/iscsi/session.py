@@ -28,7 +28,7 @@ from blockfleet.iscsi.login import LoginResult
 from blockfleet.iscsi.pdu import NopOut
 from blockfleet.iscsi.pdu import TextRequest as TextPdu
 from blockfleet.iscsi.retry import Unacknowledged
-from blockfleet.iscsi.serial import HALF, MASK, after, within
+from blockfleet.iscsi.serial import HALF, MASK
 from blockfleet.iscsi.states import (
     SESSION_TRANSITIONS,
     ConnectionEvent,
@@ -159,6 +159,7 @@ class Session:
     def forget_connection(self, connection: Connection) -> None:
         """Take a connection out of the session; its tasks stay."""
         del self.connections[connection.cid]
+        self.counters.commands += connection.commands
         self.counters.bytes_in += connection.bytes_in
         self.counters.bytes_out += connection.bytes_out
         self.update_lanes()
@@ -303,21 +304,21 @@ class Session:
             self._send(lane, pending.popleft())
 
     def _send(self, connection: Connection, task: Task) -> None:
-        command = task.command
         tag = self._next_tag
-        while tag in self.tasks or tag in self.control or tag == RESERVED_TAG:
+        tasks = self.tasks
+        while tag in tasks or tag in self.control or tag == RESERVED_TAG:
             tag = tag + 1 & MASK
         self._next_tag = tag + 1 & MASK
         task.tag = tag
-        task.cmd_sn = self.cmd_sn
-        self.cmd_sn = task.cmd_sn + 1 & MASK
-        self.tasks[tag] = task
-        self.counters.commands += 1
+        task.cmd_sn = cmd_sn = self.cmd_sn
+        self.cmd_sn = cmd_sn + 1 & MASK
+        tasks[tag] = task
         task.connection = connection
         connection.commands += 1
         connection.in_flight += 1
-        if command.data_out is not None:
-            connection.bytes_out += len(command.data_out)
+        data_out = task.command.data_out
+        if data_out is not None:
+            connection.bytes_out += len(data_out)
         issue(connection, task)
 
     def runs(self, task: Task) -> bool:
@@ -330,19 +331,22 @@ class Session:
 
     def complete(self, task: Task) -> None:
         """End a task whose status has come."""
-        self._forget(task)
+        del self.tasks[task.tag]
+        connection = task.connection
+        connection.in_flight -= 1
         command = task.command
         data_in = command.data_in
         if data_in is not None:
             received = task.received
-            task.connection.bytes_in += received
+            connection.bytes_in += received
             command.data_in_count = received
-            missing = max(command.residual, 0) if command.data_out is None else task.read_residual
-            if not command.status and received + missing < len(data_in):
-                command.outcome = Outcome.ABORTED
-                command.error = f"the target sent {received} of {len(data_in)} bytes and reported no residual"
-                command.on_done(command)
-                return
+            if received < len(data_in) and not command.status:
+                missing = max(command.residual, 0) if command.data_out is None else task.read_residual
+                if received + missing < len(data_in):
+                    command.outcome = Outcome.ABORTED
+                    command.error = f"the target sent {received} of {len(data_in)} bytes and reported no residual"
+                    command.on_done(command)
+                    return
         command.outcome = Outcome.COMPLETE
         command.on_done(command)
 
@@ -375,15 +379,17 @@ class Session:
 
     def update_window(self, exp_cmd_sn: int, max_cmd_sn: int) -> bool:
         """Take ExpCmdSN and MaxCmdSN by the rules of RFC 3720 3.2.2.1; False where they end the session."""
-        if after(exp_cmd_sn - 1 & MASK, max_cmd_sn):
+        # Serial numbers are compared in place here, as serial.after() does it: this is run for every response.
+        if 0 < exp_cmd_sn - 1 - max_cmd_sn & MASK < HALF:
             return True
-        if after(exp_cmd_sn, self.exp_cmd_sn):
-            if not within(self.exp_cmd_sn, exp_cmd_sn, self.cmd_sn):
+        forward = exp_cmd_sn - self.exp_cmd_sn & MASK
+        if 0 < forward < HALF:
+            if forward > self.cmd_sn - self.exp_cmd_sn & MASK:
                 if self.live is not None:
                     self.live.protocol_error(f"ExpCmdSN {exp_cmd_sn:#010x} is beyond CmdSN {self.cmd_sn:#010x}")
                 return False
             self.exp_cmd_sn = exp_cmd_sn
-        if after(max_cmd_sn, self.max_cmd_sn):
+        if 0 < max_cmd_sn - self.max_cmd_sn & MASK < HALF:
             self.max_cmd_sn = max_cmd_sn
         return True
 
@@ -486,6 +492,7 @@ class Session:
         """Return all counters by name, those of the connections added up."""
         totals = self.counters.as_dict()
         for connection in self.connections.values():
+            totals["commands"] += connection.commands
             totals["bytes_in"] += connection.bytes_in
             totals["bytes_out"] += connection.bytes_out
         return totals
