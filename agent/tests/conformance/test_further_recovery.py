@@ -340,3 +340,35 @@ async def test_X_32_a_connection_has_one_text_request_outstanding(rig: Rig) -> N
         await peer.raw(peer.numbered(wire.TEXT_RESPONSE, itt=pdu.itt, ttt=wire.NONE_TAG))
     assert (pdu.opcode, pdu.ttt) == (wire.NOP_OUT, 0x31)
     assert not listener.losses
+
+
+@pytest.mark.parametrize("how", ["refused", "closed"])
+async def test_X_33_where_no_level_is_declared_the_highest_is_offered_and_then_less(rig: Rig, how: str) -> None:
+    peer, nexus, listener = await rig.login(error_recovery_level=None)
+    for level in ("2", "1", "0"):
+        request = await peer.pass_security()
+        offer = dict(request.pairs)
+        assert offer["ErrorRecoveryLevel"] == level
+        assert (offer["MaxOutstandingR2T"] == "1") is (level != "0")
+        if level == "0":
+            break
+        if how == "refused":
+            await peer.answer_login(request, flags=0, status=0x0200)
+        else:
+            peer.writer.close()
+        peer = await rig.target.accept()
+    await peer.operational(request, {})
+    await listener.until(lambda: listener.logins)
+    assert nexus.negotiated is not None
+    assert nexus.negotiated.error_recovery_level == 0
+
+
+@pytest.mark.parametrize("level", LEVELS, ids="level{}".format)
+async def test_X_33_a_level_that_is_declared_is_offered_as_it_is(rig: Rig, level: int) -> None:
+    peer, nexus, listener = await rig.login(error_recovery_level=level)
+    request = await peer.pass_security()
+    assert dict(request.pairs)["ErrorRecoveryLevel"] == str(level)
+    await peer.operational(request, {"ErrorRecoveryLevel": str(level), "MaxOutstandingR2T": "1"})
+    await listener.until(lambda: listener.logins)
+    assert nexus.negotiated is not None
+    assert nexus.negotiated.error_recovery_level == level
