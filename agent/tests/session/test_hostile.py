@@ -124,3 +124,19 @@ def test_ctl_19_a_session_whose_last_connection_is_logged_out_is_over(target: Sc
     assert [type(event) for event in target.events()] == [LoggedOut]
     assert (command.outcome, late.outcome) == (Outcome.COMPLETE, Outcome.REFUSED)
     assert target.session.over
+
+
+@pytest.mark.parametrize("end", ["lost", "logged out"])
+def test_tmf_what_waits_for_a_ping_is_told_when_the_session_ends(target: ScriptedTarget, end: str) -> None:
+    """The answer to a function waits for pings on the other connections, which may all end before."""
+    told: list[str] = []
+    target.session.ping(target.now, target.connection, lambda: told.append("over"))
+    target.take()
+    if end == "lost":
+        target.connection.closed("reset")
+    else:
+        target.session.logout(target.now)
+        (request,) = target.take()
+        target.give(header(LOGOUT_RESPONSE, itt=request.itt, **target.numbers()))
+    assert target.session.over
+    assert told == ["over"]

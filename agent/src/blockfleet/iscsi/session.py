@@ -213,6 +213,8 @@ class Session:
                 request.on_done(None)
             elif isinstance(request, TextRequest):
                 request.on_done(why)
+            elif isinstance(request, Ping) and request.on_answer is not None:
+                request.on_answer()
 
     # -- lanes
 
