@@ -8,9 +8,11 @@ from tests.session.scripted_target import LUN, RESERVED, Make, ScriptedTarget, h
 
 from blockfleet.iscsi.constants import TaskFunction
 from blockfleet.iscsi.events import LoggedOut, LossKind
+from blockfleet.iscsi.parameters import SessionOffer
 from blockfleet.iscsi.session import Patience
 from blockfleet.scsi.command import Outcome
 
+NOP_OUT = 0x00
 NOP_IN, RESPONSE, DATA_IN, LOGOUT_RESPONSE, R2T = 0x20, 0x21, 0x25, 0x26, 0x31
 
 
@@ -140,3 +142,19 @@ def test_tmf_what_waits_for_a_ping_is_told_when_the_session_ends(target: Scripte
         target.give(header(LOGOUT_RESPONSE, itt=request.itt, **target.numbers()))
     assert target.session.over
     assert told == ["over"]
+
+
+def test_rob_08_requests_for_news_that_get_none_do_not_pile_up(make: Make) -> None:
+    """The target goes on talking, and answers neither a command nor what asks for news of it."""
+    keys = {"ErrorRecoveryLevel": "1"}
+    target = make(keys=keys, offer=SessionOffer(error_recovery_level=2), patience=Patience(noop_interval=5.0))
+    command = target.execute(b"\0", timeout=0)
+    target.accept(*target.take())
+    sent = 0
+    for second in range(1, 601):
+        target.at(float(second))
+        target.give(header(NOP_IN, itt=RESERVED, ttt=RESERVED, **target.numbers(advance=False)))
+        sent += sum(pdu.opcode == NOP_OUT for pdu in target.take())
+        assert len(target.session.control) <= 2
+    assert command not in target.done
+    assert 10 <= sent <= 600

@@ -48,6 +48,9 @@ from blockfleet.iscsi.task import (
 )
 from blockfleet.scsi.command import Outcome, ScsiCommand
 
+MAXIMUM_PINGS = 2
+"""Pings that a connection waits for; the answer to an older one is still a sign of life."""
+
 MAXIMUM_PENDING = 8192
 """Commands that wait for the command window; one more is refused."""
 
@@ -425,12 +428,23 @@ class Session:
         """Ask the target for a sign of life, on one connection or on any (RFC 3720 10.18)."""
         connection = connection or self.live
         if connection is not None:
+            self._forget_ping(connection)
             tag = self.register(Ping(now, connection, on_answer=on_answer))
             self.counters.pings += 1
             pdu = NopOut(
                 immediate=True, initiator_task_tag=tag, cmd_sn=self.cmd_sn, exp_stat_sn=connection.exp_stat_sn
             )
             connection.send(pdu.encode())
+
+    def _forget_ping(self, connection: Connection) -> None:
+        """Make room for another ping, if several have no answer and nobody waits for the first of them."""
+        pings = [
+            tag
+            for tag, request in self.control.items()
+            if isinstance(request, Ping) and request.connection is connection and request.is_forgettable
+        ]
+        if len(pings) >= MAXIMUM_PINGS:
+            del self.control[pings[0]]
 
     def plug(self, connection: Connection, cmd_sn: int) -> None:
         """Fill the gap that a rejected command left in the command order (RFC 3720 6.3)."""

@@ -132,6 +132,11 @@ class Ping:
     on_answer: Callable[[], None] | None = None
     """Called when the answer has come, or cannot come any more because the connection is lost."""
 
+    @property
+    def is_forgettable(self) -> bool:
+        """Whether nothing depends on its answer: it holds no place in the command order, and nobody waits."""
+        return self.cmd_sn is None and self.on_answer is None
+
 
 @dataclass(slots=True)
 class LogoutRequest:
