@@ -39,8 +39,8 @@ def _options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench BENCH=...", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rows, one short round")
     parser.add_argument("--rows", metavar="PATTERN", default="", help="only rows whose name the pattern finds")
-    parser.add_argument("--rounds", type=int, help="rounds a row (default 3)")
-    parser.add_argument("--seconds", type=float, help="seconds a measurement (default 2)")
+    parser.add_argument("--rounds", type=int, help="rounds a row (default 6, a whole turn of the order)")
+    parser.add_argument("--seconds", type=float, help="seconds a measurement (default 1)")
     parser.add_argument(
         "--against",
         type=Path,
@@ -49,8 +49,8 @@ def _options(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, default=ROOT / "build" / "bench.json", help="where the rows go")
     options = parser.parse_args(arguments)
-    options.rounds = options.rounds or (1 if options.quick else 3)
-    options.seconds = options.seconds or (1.0 if options.quick else 2.0)
+    options.rounds = options.rounds or (1 if options.quick else 6)
+    options.seconds = options.seconds or 1.0
     if options.against is not None and not options.against.exists():
         parser.error(f"--against {options.against}: no such file or checkout")
     return options
@@ -101,6 +101,16 @@ class Bench:
         return self._unit
 
 
+def order_of(sides: list[str], turn: int) -> list[str]:
+    """Return who goes when in a round: each side is as often in each place, and after each other side.
+
+    The place counts: after a pause, or after somebody else's work, the first in a row is slower by some percent.
+    """
+    rotation = turn % len(sides)
+    rotated = sides[rotation:] + sides[:rotation]
+    return rotated if turn // len(sides) % 2 == 0 else rotated[::-1]
+
+
 def _run(options: argparse.Namespace, chosen: list[Row], before: Checkout | None) -> list[Result]:
     results = [Result(row) for row in chosen]
     with ExitStack() as stack, Progress(transient=True) as progress:
@@ -110,9 +120,7 @@ def _run(options: argparse.Namespace, chosen: list[Row], before: Checkout | None
         for result in results:
             measures = subjects.measures(result.row.group)
             for turn in range(options.rounds):
-                # Turn and turn about: who goes first changes with every round.
-                order = list(measures) if turn % 2 == 0 else list(reversed(measures))
-                for side in order:
+                for side in order_of(list(measures), turn):
                     progress.update(todo, description=f"{result.row.name}: {side}")
                     getattr(result, side).append(measures[side](result.row, options.seconds))
                     progress.advance(todo)

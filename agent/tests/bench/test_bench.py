@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
 
 import pytest
-from tests.bench.__main__ import main
+from tests.bench.__main__ import main, order_of
 from tests.bench.report import Result
 from tests.bench.rows import QUICK, ROWS, Row, Sample
 
@@ -29,6 +31,15 @@ def test_ratio_is_the_median_of_the_rounds_and_not_of_the_sides():
 def test_other_checkout_is_compared_round_by_round():
     row = Result(Row("volume", "read", 4096, 1), samples(100, 300), samples(1, 1), samples(200, 200)).as_json()
     assert (row["before"], row["change"]) == (200, 1.0)
+
+
+@pytest.mark.parametrize("sides", [["ours", "peer"], ["ours", "before", "peer"]], ids=len)
+def test_each_side_is_as_often_in_each_place_and_after_each_other_side(sides):
+    rounds = [order_of(sides, turn) for turn in range(2 * len(sides))]
+    for place in range(len(sides)):
+        assert Counter(order[place] for order in rounds) == dict.fromkeys(sides, 2)
+    follows = Counter(pair for order in rounds for pair in itertools.pairwise(order))
+    assert follows == dict.fromkeys(itertools.permutations(sides, 2), 2)
 
 
 def test_rows_are_named_apart_and_the_quick_ones_are_among_them():
