@@ -374,6 +374,32 @@ async def test_what_is_held_of_many_small_pdus_is_no_more_memory_than_the_bound_
     assert 5000 < told == 20000 - batches[-1].dropped
 
 
+async def test_what_is_held_of_many_connections_is_no_more_memory_than_the_bound_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A target that is logged in to over and over, and a reader that has stopped."""
+    monkeypatch.setattr(trace_module, "MAXIMUM_HELD", 2 << 20)
+    bound = trace_module.MAXIMUM_HELD + trace_module.LOGIN_RESERVE
+    trace = trace_module.Trace(TraceSpec(target=TARGET))
+    tracemalloc.start()
+    try:
+        for number in range(20000):
+            link = Link(number, ("192.0.2.1", 40000), ("192.0.2.9", 3260), 0)
+            trace.opened(link, "key", ())
+            trace.passed(link, Passed(0, True, bytes([0x23]).ljust(48)))
+            trace.closed(link, 1, reset=True)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert bound * 0.5 < held < bound * 1.1
+    trace.end()
+    batches = [batch async for batch in trace.batches()]
+    records = [record for batch in batches for record in batch.records]
+    seen = {kind: {one.connection for one in records if one.kind == kind} for kind in ("opened", "pdu", "closed")}
+    assert seen["pdu"] <= seen["opened"] == seen["closed"]
+    assert 100 < len(seen["pdu"]) == 20000 - batches[-1].dropped
+
+
 def _statistics(file: Path) -> dict[str, int]:
     """Read the Interface Statistics Block, the last block of the file (the pcapng specification, 4.6)."""
     whole = file.read_bytes()

@@ -40,8 +40,11 @@ LINGER = 0.02
 MAXIMUM_KEPT = 8 << 20
 """Bytes that are kept of one PDU, so that a batch fits into one answer of the control protocol."""
 
-_OVERHEAD = 320
-"""Bytes that are held for a record beside its PDU."""
+_PDU_SIZE = 320
+"""Bytes that are held for a PDU beside its own."""
+
+_RECORD_SIZE = 1536
+"""Bytes that are held for the beginning or the end of a connection."""
 
 _DATA_PDUS = frozenset({Opcode.SCSI_COMMAND, Opcode.SCSI_DATA_OUT, Opcode.SCSI_DATA_IN})
 """PDUs whose data segment is a user's."""
@@ -80,6 +83,10 @@ class _Pdu:
             length=self.length,
             data=b64encode(self.kept).decode("ascii"),
         )
+
+
+def _size(one: _Pdu | TraceRecord) -> int:
+    return _PDU_SIZE + len(one.kept) if isinstance(one, _Pdu) else _RECORD_SIZE
 
 
 class _SessionSink:
@@ -152,7 +159,9 @@ class Trace:
     # -- what the taps see
 
     def opened(self, link: Link, session: str, login: Iterable[Passed]) -> None:
-        """Take a connection and what is known of its login."""
+        """Take a connection and what is known of its login, or nothing of it where there is no room."""
+        if self._held_bytes + 2 * _RECORD_SIZE > MAXIMUM_HELD + LOGIN_RESERVE:
+            return
         self._streams[link.number] = _Stream(session)
         record = TraceRecord(
             kind="opened",
@@ -162,30 +171,36 @@ class Trace:
             local=link.local,
             remote=link.remote,
         )
-        self._hold(record, 0)
+        self._hold(record)
         for passed in login:
             self.passed(link, passed, before=True)
 
     def passed(self, link: Link, passed: Passed, *, before: bool = False) -> None:
         """Take a PDU, or count it as dropped."""
-        stream, inbound, pdu = self._streams[link.number], passed.inbound, passed.pdu
+        stream, inbound, pdu = self._streams.get(link.number), passed.inbound, passed.pdu
+        if stream is None:
+            self._drop(pdu)
+            return
         offset = stream.offsets[inbound]
         stream.offsets[inbound] = offset + len(pdu)
         login = pdu[0] & OPCODE_MASK in LOGIN_OPCODES
         if self._held_bytes + len(pdu) > MAXIMUM_HELD + (LOGIN_RESERVE if login else 0):
-            self._dropped += 1
-            self._dropped_bytes += len(pdu)
-            self._something.set()
+            self._drop(pdu)
             return
         if login and not self.spec.with_chap:
             pdu = stream.masks[inbound](pdu)
         kept = self._kept(pdu)
-        self._hold(_Pdu(link.number, passed.time, inbound, before, offset, len(pdu), kept), len(kept))
+        self._hold(_Pdu(link.number, passed.time, inbound, before, offset, len(pdu), kept))
 
     def closed(self, link: Link, time: int, reset: bool) -> None:
         """Take the end of a connection."""
-        del self._streams[link.number]
-        self._hold(TraceRecord(kind="closed", connection=link.number, time=time, reset=reset), 0)
+        if self._streams.pop(link.number, None) is not None:
+            self._hold(TraceRecord(kind="closed", connection=link.number, time=time, reset=reset))
+
+    def _drop(self, pdu: bytes) -> None:
+        self._dropped += 1
+        self._dropped_bytes += len(pdu)
+        self._something.set()
 
     def _kept(self, pdu: bytes) -> bytes:
         limit = MAXIMUM_KEPT
@@ -194,9 +209,9 @@ class Trace:
             limit = min(limit, BHS_LENGTH + ahs_length + DIGEST_LENGTH + self.spec.data)
         return pdu[:limit]
 
-    def _hold(self, one: _Pdu | TraceRecord, size: int) -> None:
+    def _hold(self, one: _Pdu | TraceRecord) -> None:
         self._held.append(one)
-        self._held_bytes += _OVERHEAD + size
+        self._held_bytes += _size(one)
         self._something.set()
         if self._held_bytes >= BATCH:
             self._plenty.set()
@@ -219,11 +234,8 @@ class Trace:
         records: list[TraceRecord] = []
         while held and size < BATCH:
             one = held.popleft()
-            size += _OVERHEAD
-            if isinstance(one, _Pdu):
-                size += len(one.kept)
-                one = one.record()
-            records.append(one)
+            size += _size(one)
+            records.append(one.record() if isinstance(one, _Pdu) else one)
         self._held_bytes -= size
         if not held and not self._ended:
             self._something.clear()
