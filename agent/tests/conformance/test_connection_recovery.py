@@ -82,6 +82,26 @@ async def test_MCS_11_tasks_are_reassigned_one_by_one_and_nothing_moves_before_t
     assert not listener.losses
 
 
+async def test_MCS_15_reassignments_without_an_answer_get_session_recovery(rig: Rig) -> None:
+    """Several have their time-out at the same moment: the first ends the session, and the others with it."""
+    rig.hurry(abort=1.0)
+    peers, nexus, listener = await pair(rig)
+    issued = [Issued(nexus) for _ in range(4)]
+    lost = [await peers[1].expect(wire.COMMAND) for _ in range(2)]
+    for _ in range(2):
+        await peers[0].answer(await peers[0].expect(wire.COMMAND))
+    peers[1].reset()
+    await log_out(peers)
+    functions = [await beside_pings(peers[0]) for _ in lost]
+    assert {pdu.rtt for pdu in functions} == {command.itt for command in lost}
+    peer = await reinstated(rig)
+    rig.background(peer.serve())
+    assert sorted([(await one.end()).outcome for one in issued]) == [Outcome.COMPLETE] * 2 + [Outcome.UNKNOWN] * 2
+    await listener.until(lambda: listener.logins == 2)
+    await Issued(nexus).good()
+    assert len(listener.losses) == 1
+
+
 async def test_MCS_13_a_reassigned_read_goes_on_after_what_was_acknowledged(
     rig: Rig, digests: tuple[str, str]
 ) -> None:

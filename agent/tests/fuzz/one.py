@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,8 @@ MAXIMUM_GROWTH = 300_000
 """Blocks of memory above the first look: no input keeps anything, so only a leak reaches this."""
 MAXIMUM_RSS_GROWTH = 64
 """MiB above the first look: room for the inputs that the fuzzer itself keeps."""
+LOOKS = 6
+"""Looks in a row that have to find the process too large: what large inputs need goes back at some time."""
 LOOK_EVERY = 64
 """Inputs between two looks at the clock."""
 
@@ -49,6 +52,7 @@ class Growth:
         self._inputs = 0
         self._next = time.monotonic() + FIRST_LOOK
         self._first: tuple[int, float] | None = None
+        self._sizes: deque[float] = deque(maxlen=LOOKS)
 
     def look(self) -> None:
         """Count after one more input; raises :class:`GrowthError`."""
@@ -62,8 +66,10 @@ class Growth:
         sys.stderr.write(f"{ALIVE} {blocks} blocks, {size:.1f} MiB\n")
         if blocks > self._first[0] + MAXIMUM_GROWTH:
             raise GrowthError(f"{blocks} blocks are alive where there were {self._first[0]}")
-        if size > self._first[1] + MAXIMUM_RSS_GROWTH:
-            raise GrowthError(f"the process has {size:.0f} MiB where it had {self._first[1]:.0f}")
+        self._sizes.append(size)
+        least = min(self._sizes)
+        if len(self._sizes) == LOOKS and least > self._first[1] + MAXIMUM_RSS_GROWTH:
+            raise GrowthError(f"the process has {least:.0f} MiB where it had {self._first[1]:.0f}")
 
 
 def resident() -> float:

@@ -166,3 +166,14 @@ def test_the_error_of_a_merge_names_the_place_in_the_change():
 def test_a_document_survives_its_own_plain_form():
     whole = document({"paths": ROLES, "failback": False}, {"paths": ROLES[:1], "failback": True}, failback=False)
     assert load_document(plain(whole)) == whole
+
+
+@pytest.mark.parametrize("name", [["192.0.2.1"], {"a": 1}, 7, None], ids=["list", "object", "number", "nothing"])
+@pytest.mark.parametrize("kind", ["targets", "volumes"])
+@pytest.mark.parametrize("mode", ["merge", "replace"])
+def test_a_name_that_is_no_text_is_one_error_where_there_are_roles(kind, name, mode):
+    state = document({"paths": [{"portal": P1, "primary": True}]})
+    change = load_change({"version": 1, "mode": mode, "document": {kind: [{"name": name, "portals": [P2]}]}})
+    with pytest.raises(BlockfleetError) as caught:
+        merge(state, change)
+    assert str(caught.value.field).startswith(kind)

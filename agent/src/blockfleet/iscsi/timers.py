@@ -110,6 +110,9 @@ def _keep_alive(session: Session, connection: Connection, now: float) -> None:
 
 def _scan_requests(session: Session, now: float) -> None:
     for tag, request in list(session.control.items()):
+        # The end of one may have been that of others.
+        if session.control.get(tag) is not request:
+            continue
         if isinstance(request, TaskRequest) and 0 < request.again_at <= now < request.deadline:
             del session.control[tag]
             task_management.ask_again(session, request)

@@ -18,7 +18,7 @@ def drop_roles_of_gone_portals(document: Plain, before: Plain, portal_key: Calla
     targets = {target["name"]: target for target in before["targets"]}
     volumes = {volume["name"]: volume for volume in before["volumes"]}
     for target in _objects(document.get("targets")):
-        old = targets.get(target.get("name"), {})
+        old = _entry(targets, target)
         portals = target.get("portals")
         if not isinstance(old.get("portals"), list) or not isinstance(portals, list | tuple):
             continue
@@ -26,7 +26,12 @@ def drop_roles_of_gone_portals(document: Plain, before: Plain, portal_key: Calla
         _drop(target, old, gone)
         for volume in _objects(document.get("volumes")):
             if volume.get("target") == target["name"]:
-                _drop(volume, volumes.get(volume.get("name"), {}), gone)
+                _drop(volume, _entry(volumes, volume), gone)
+
+
+def _entry(named: dict[str, Plain], unchecked: Plain) -> Plain:
+    name = unchecked.get("name")
+    return named.get(name, {}) if isinstance(name, str) else {}
 
 
 def _objects(value: Any) -> Iterator[Plain]:
