@@ -91,6 +91,22 @@ async def test_lio_has_the_connections_one_by_one_the_last_with_the_session() ->
         assert relay.order[4:] == [(0, "target"), (0, "initiator")]
 
 
+async def test_lio_has_its_session_closed_after_a_connection_that_was_on_its_way_out() -> None:
+    made = config(keys=FOUR)
+    made = replace(made, targets=[replace(made.targets[0], alias="LIO Target")])
+    async with TestTarget(made) as target, relayed(target) as (relay, portal):
+        wanted = parameters(portal, connections=(ConnectionSpec(Portal.parse(portal)),))
+        async with running(wanted) as (nexus, _):
+            await until(lambda: logged_in(nexus) == 2)
+            nexus.set_parameters(replace(wanted, connections=()))
+            await until(lambda: received(target, LOGOUT))
+            await until(lambda: len(nexus.connections) == 1)
+            stopping = asyncio.ensure_future(nexus.stop())
+            await until(lambda: len(received(target, LOGOUT)) == 2)
+            assert (1, "target") in relay.order
+            await stopping
+
+
 async def test_a_target_that_does_not_close_is_waited_for_no_longer_than_a_second() -> None:
     async with TestTarget(config()) as target, relayed(target, fin=False) as (relay, portal):
         loop = asyncio.get_running_loop()

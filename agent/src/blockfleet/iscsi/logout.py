@@ -37,14 +37,14 @@ def close_session(session: Session, now: float) -> None:
     last = session.live
     if last is None:
         return
-    if session.quirks.connections_leave_first and len(session.connections) > 1:
-        what = "connections are logged out before their session"
-        session.events.append(QuirkMet(last.cid, session.quirks.kind, what))
-        for connection in session.connections.values():
-            if connection is not last and connection.takes_requests:
-                connection.states.on(ConnectionEvent.LOGOUT)
-                send(session, connection, LogoutReason.CLOSE_CONNECTION, connection, now)
+    if session.quirks.connections_leave_first:
+        others = [one for one in session.connections.values() if one is not last and one.takes_requests]
+        for connection in others:
+            connection.states.on(ConnectionEvent.LOGOUT)
+            send(session, connection, LogoutReason.CLOSE_CONNECTION, connection, now)
         if _others_leave(session):
+            what = "connections are logged out before their session"
+            session.events.append(QuirkMet(last.cid, session.quirks.kind, what))
             return
     _close_with(session, last, now)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -110,12 +111,12 @@ class Recorder:
         self._taps.discard(tap)
 
 
-class Tapped(asyncio.BufferedProtocol):
+class Tapped(asyncio.BufferedProtocol, ABC):
     """The protocol that a tap stands before."""
 
+    @abstractmethod
     def write_to(self, transport: asyncio.Transport) -> None:
         """Send through ``transport`` from now on: the tap's, or the connection's own."""
-        raise NotImplementedError
 
 
 class Tap(asyncio.BufferedProtocol):

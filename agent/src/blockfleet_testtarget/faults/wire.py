@@ -24,10 +24,9 @@ def opcode_number(name: str) -> int:
     """Return the opcode of a name such as data_in or 0x25, -1 for the empty name; raises FaultError."""
     if name in (ANY, SCSI_STATUS):
         return -1
-    try:
-        return Op[name.upper()].value
-    except KeyError:
-        pass
+    named = Op.__members__.get(name.upper())
+    if named is not None:
+        return named.value
     try:
         return int(name, 0)
     except ValueError:
